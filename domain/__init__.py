@@ -1,0 +1,1 @@
+"""Why a thing is allowed: rules, states, events, ports and use cases. Standard library only."""

@@ -1,0 +1,191 @@
+"""What every module of the domain is built from: ids, money, time, errors.
+
+Imports the standard library only, as the whole domain does.
+"""
+
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import ClassVar, NewType
+
+UserId = NewType("UserId", str)
+SessionId = NewType("SessionId", str)
+ConcertId = NewType("ConcertId", str)
+TicketTypeId = NewType("TicketTypeId", str)
+BookingId = NewType("BookingId", str)
+PaymentId = NewType("PaymentId", str)
+
+# GraphQL's Int is 32 bits wide (specification, section 3.5.1), and so is every number a client sees.
+INT_MAX = 2**31 - 1
+# The most a card payment may be: eight digits in the minor unit (Stripe, "Minimum and maximum charge amounts").
+PAYMENT_MAX_MINOR = 99_999_999
+
+# ISO 4217, the active currencies that a price can be in (funds, metals and test codes left out).
+CURRENCIES = frozenset(
+    """
+    AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF
+    CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD
+    HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD
+    LSL LYD MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK
+    PHP PKR PLN PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS
+    TMT TND TOP TRY TTD TWD TZS UAH UGX USD UYU UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG
+    """.split()
+)
+
+# Postgres refuses NUL in text and cannot encode a lone surrogate; no name or title needs either.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An amount in the currency's minor unit (cents; won) and its ISO 4217 code."""
+
+    amount_minor: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One wrong field of an input. Shape: `path` runs below `input`, list positions as strings."""
+
+    path: tuple[str, ...]
+    message: str
+
+
+class DomainError(Exception):
+    """An expected refusal: a stable code, a text for a person, and whether the same request may succeed later.
+
+    A `retryable` error was stored nowhere; any other is the kept outcome of its idempotency key.
+    """
+
+    code: ClassVar[str]
+    retryable: bool = False
+
+    def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_ms = retry_after_ms
+
+
+class InvalidInput(DomainError):
+    """The input breaks a rule that types cannot say; `fields` names every wrong place."""
+
+    code = "INVALID_INPUT"
+
+    def __init__(self, fields: tuple[FieldError, ...]) -> None:
+        super().__init__("; ".join(f"{'.'.join(f.path) or 'input'}: {f.message}" for f in fields))
+        self.fields = fields
+
+
+class NotFound(DomainError):
+    """There is no such thing, or it is not the viewer's to see: the two look the same."""
+
+    code = "NOT_FOUND"
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"There is no {kind} with this id.")
+        self.kind = kind
+
+
+class IdempotencyMismatch(DomainError):
+    """The key was used before with other arguments."""
+
+    code = "IDEMPOTENCY_MISMATCH"
+
+    def __init__(self) -> None:
+        super().__init__("This idempotency key was used before with other arguments. Use a new key for a new request.")
+
+
+class InProgress(DomainError):
+    """The first request under this key is still running."""
+
+    code = "IN_PROGRESS"
+    retryable = True
+
+    def __init__(self, *, retry_after_ms: int) -> None:
+        super().__init__(
+            "The first request with this key is still running. Ask again shortly.", retry_after_ms=retry_after_ms
+        )
+
+
+class TooManyAttempts(DomainError):
+    """The caller asked too often; nothing was done."""
+
+    code = "TOO_MANY_ATTEMPTS"
+    retryable = True
+
+    def __init__(self, *, retry_after_ms: int) -> None:
+        super().__init__("Too many attempts. Wait a little and try again.", retry_after_ms=retry_after_ms)
+
+
+class Overloaded(DomainError):
+    """More work is waiting than can be done in time; nothing was done."""
+
+    code = "OVERLOADED"
+    retryable = True
+
+    def __init__(self, *, retry_after_ms: int = 1_000) -> None:
+        super().__init__("There is more to do than we can do right now. Try again.", retry_after_ms=retry_after_ms)
+
+
+class Unavailable(DomainError):
+    """A module that this answer needs is down."""
+
+    code = "UNAVAILABLE"
+    retryable = True
+
+    def __init__(self, module: str) -> None:
+        super().__init__(f"The {module} module is not available right now.", retry_after_ms=5_000)
+        self.module = module
+
+
+class RetryableFailure(DomainError):
+    """The database went away; what was asked is whole or absent, and the same request is safe under its key."""
+
+    code = "RETRYABLE"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("The database did not answer. Send the same request again.", retry_after_ms=1_000)
+
+
+@dataclass(slots=True)
+class Checker:
+    """Collects the wrong fields of one input, so that a person hears of all of them at once."""
+
+    errors: list[FieldError] = field(default_factory=list)
+
+    def require(self, condition: bool, path: tuple[str, ...], message: str) -> None:
+        """Note `message` at `path` unless `condition` holds."""
+        if not condition:
+            self.errors.append(FieldError(path, message))
+
+    def text(self, value: str, path: tuple[str, ...], *, max_length: int, min_length: int = 1) -> None:
+        """Require a storable text whose length without outer blanks is within the bounds."""
+        length = len(value.strip())
+        self.require(_UNSTORABLE.search(value) is None, path, "must not contain NUL or half a surrogate pair")
+        self.require(length >= min_length, path, "must not be empty" if min_length == 1 else f"must have at least {min_length} characters")
+        self.require(length <= max_length, path, f"must have at most {max_length} characters")
+
+    def whole(self, value: int, path: tuple[str, ...], *, at_least: int, at_most: int) -> None:
+        """Require an integer within the bounds, both included."""
+        self.require(at_least <= value <= at_most, path, f"must be from {at_least} to {at_most}")
+
+    def idempotency_key(self, value: str | None) -> None:
+        """Require one to 255 storable characters where a key is given."""
+        if value is None:
+            return
+        good = 1 <= len(value) <= 255 and _UNSTORABLE.search(value) is None
+        self.require(good, ("idempotencyKey",), "must have from 1 to 255 characters")
+
+    def done(self) -> None:
+        """Raises: InvalidInput where anything was noted."""
+        if self.errors:
+            raise InvalidInput(tuple(self.errors))
+
+
+def utc(value: datetime) -> datetime:
+    """The same instant in UTC. Naive times are a programmer's mistake, never a user's."""
+    assert value.tzinfo is not None, "a naive time reached the domain"
+    return value.astimezone(UTC)
+

@@ -1,0 +1,187 @@
+"""Payments: one attempt to collect a booking's total, its states, and what a processor may answer.
+
+`payment` owns attempts and refunds. A booking has at most one live intent at the processor; every confirm of
+it is an attempt, a `Payment` of its own.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from domain.base import BookingId, DomainError, Money, PaymentId, UserId
+
+
+class PaymentStatus(Enum):
+    """Where an attempt stands."""
+
+    PROCESSING = "PROCESSING"  # sent, not answered yet
+    REQUIRES_ACTION = "REQUIRES_ACTION"  # the buyer must authenticate, e.g. 3-D Secure
+    CAPTURED = "CAPTURED"
+    DECLINED = "DECLINED"
+    UNKNOWN = "UNKNOWN"  # sent, and the answer got lost
+    VOIDED = "VOIDED"  # certainly never charged
+    REFUND_PENDING = "REFUND_PENDING"
+    REFUNDED = "REFUNDED"
+    REFUND_FAILED = "REFUND_FAILED"
+
+
+# While an attempt is in one of these, money may still move.
+OPEN_STATUSES = frozenset(
+    {
+        PaymentStatus.PROCESSING,
+        PaymentStatus.REQUIRES_ACTION,
+        PaymentStatus.UNKNOWN,
+        PaymentStatus.REFUND_PENDING,
+    }
+)
+
+# Every allowed change of an attempt; anything else is a programmer's mistake. DECLINED and VOIDED may still turn out
+# captured: a processor's late word about money always wins over ours.
+TRANSITIONS: dict[PaymentStatus, frozenset[PaymentStatus]] = {
+    PaymentStatus.PROCESSING: frozenset(
+        {
+            PaymentStatus.REQUIRES_ACTION,
+            PaymentStatus.CAPTURED,
+            PaymentStatus.DECLINED,
+            PaymentStatus.UNKNOWN,
+            PaymentStatus.VOIDED,
+        }
+    ),
+    PaymentStatus.REQUIRES_ACTION: frozenset(
+        {
+            PaymentStatus.PROCESSING,
+            PaymentStatus.CAPTURED,
+            PaymentStatus.DECLINED,
+            PaymentStatus.UNKNOWN,
+            PaymentStatus.VOIDED,
+        }
+    ),
+    PaymentStatus.UNKNOWN: frozenset(
+        {
+            PaymentStatus.REQUIRES_ACTION,
+            PaymentStatus.CAPTURED,
+            PaymentStatus.DECLINED,
+            PaymentStatus.VOIDED,
+        }
+    ),
+    PaymentStatus.DECLINED: frozenset({PaymentStatus.CAPTURED}),
+    PaymentStatus.VOIDED: frozenset({PaymentStatus.CAPTURED}),
+    PaymentStatus.CAPTURED: frozenset({PaymentStatus.REFUND_PENDING, PaymentStatus.REFUNDED}),
+    PaymentStatus.REFUND_PENDING: frozenset({PaymentStatus.REFUNDED, PaymentStatus.REFUND_FAILED}),
+    PaymentStatus.REFUND_FAILED: frozenset({PaymentStatus.REFUND_PENDING, PaymentStatus.REFUNDED}),
+    PaymentStatus.REFUNDED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """One attempt. Units: `amount` in the currency's minor unit; times are aware UTC."""
+
+    id: PaymentId
+    booking_id: BookingId
+    user_id: UserId
+    amount: Money
+    status: PaymentStatus
+    payment_method_id: str
+    intent_id: str
+    decline_code: str | None
+    created_at: datetime
+    captured_at: datetime | None
+    refunded_at: datetime | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether money may still move."""
+        return self.status in OPEN_STATUSES
+
+
+class IntentStatus(Enum):
+    """Where a PaymentIntent stands at the processor.
+
+    Source: Stripe API reference, "The PaymentIntent object", attribute `status`.
+    """
+
+    REQUIRES_PAYMENT_METHOD = "requires_payment_method"
+    REQUIRES_CONFIRMATION = "requires_confirmation"
+    REQUIRES_ACTION = "requires_action"
+    PROCESSING = "processing"
+    SUCCEEDED = "succeeded"
+    CANCELED = "canceled"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the processor says of one PaymentIntent.
+
+    `charge_id` is the newest charge, a failed one included: it tells one attempt's decline from an earlier one's.
+    `decline_code` is set after a declined confirm. `refunded_minor` counts succeeded and pending refunds;
+    `is_disputed` is true once the cardholder's bank took the money back.
+    """
+
+    id: str
+    status: IntentStatus
+    payment_id: PaymentId | None
+    charge_id: str | None = None
+    payment_method_id: str | None = None
+    decline_code: str | None = None
+    client_secret: str = ""
+    redirect_url: str | None = None
+    refunded_minor: int = 0
+    is_disputed: bool = False
+
+
+class RefundStatus(Enum):
+    """Where a refund stands at the processor (Stripe API reference, "The Refund object")."""
+
+    PENDING = "pending"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class GatewayError(Exception):
+    """The processor gave no usable answer. Which subclass says whether money may have moved."""
+
+
+class NotSent(GatewayError):
+    """Nothing reached the processor or it refused to look at it: nothing was charged, come back later.
+
+    The open breaker, the full bulkhead, 401, 403 and 429.
+    """
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class OutcomeUnknown(GatewayError):
+    """It was sent and the answer is missing or says nothing: time-out, reset, 409, 5xx.
+
+    `is_stored` is true where the processor answered with an error that its idempotency key will repeat (a 5xx).
+    """
+
+    def __init__(self, message: str, *, is_stored: bool) -> None:
+        super().__init__(message)
+        self.is_stored = is_stored
+
+
+class RequestRefused(GatewayError):
+    """The processor understood and refused (any other 4xx): nothing was charged and asking again changes nothing.
+
+    `param` names the parameter it disliked, where it said so.
+    """
+
+    def __init__(self, message: str, *, code: str | None, param: str | None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+class PaymentDeclined(DomainError):
+    """The card was declined; the seats stay held and another method may be tried under a new key."""
+
+    code = "PAYMENT_DECLINED"
+
+    def __init__(self, booking_id: BookingId, decline_code: str) -> None:
+        super().__init__("The card was declined. Try another card, or ask your bank.")
+        self.booking_id = booking_id
+        self.decline_code = decline_code
