@@ -6,7 +6,7 @@ Imports the standard library only, as the whole domain does.
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import ClassVar, NewType
+from typing import Generic, NewType, TypeVar
 
 UserId = NewType("UserId", str)
 SessionId = NewType("SessionId", str)
@@ -44,6 +44,30 @@ class Money:
     currency: str
 
 
+T = TypeVar("T")
+# The sort key of one row and its id: where a page begins or ends.
+PageKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """Which rows of an ordered list: the first `limit` after `after`, or the last `limit` before `before`."""
+
+    limit: int
+    after: PageKey | None = None
+    before: PageKey | None = None
+    is_from_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Consecutive rows of an ordered list, in the list's order."""
+
+    rows: tuple[T, ...]
+    has_next: bool
+    has_previous: bool
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
     """One wrong field of an input. Shape: `path` runs below `input`, list positions as strings."""
@@ -53,100 +77,136 @@ class FieldError:
 
 
 class DomainError(Exception):
-    """An expected refusal: a stable code, a text for a person, and whether the same request may succeed later.
+    """An expected refusal. Subclasses are frozen facts: a stable `code`, a `message` for a person.
 
-    A `retryable` error was stored nowhere; any other is the kept outcome of its idempotency key.
+    A `retryable` error was stored nowhere; any other is the kept outcome of its idempotency key, and is rebuilt
+    from its fields when the key is used again.
     """
 
-    code: ClassVar[str]
+    code: str
     retryable: bool = False
+    retry_after_ms: int | None = None
 
-    def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.retry_after_ms = retry_after_ms
+    @property
+    def message(self) -> str:
+        """What happened and what to do, for a person."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.message
 
 
+@dataclass(eq=False)
 class InvalidInput(DomainError):
     """The input breaks a rule that types cannot say; `fields` names every wrong place."""
 
+    fields: tuple[FieldError, ...]
     code = "INVALID_INPUT"
 
-    def __init__(self, fields: tuple[FieldError, ...]) -> None:
-        super().__init__("; ".join(f"{'.'.join(f.path) or 'input'}: {f.message}" for f in fields))
-        self.fields = fields
+    @property
+    def message(self) -> str:
+        return "; ".join(f"{'.'.join(f.path) or 'input'}: {f.message}" for f in self.fields)
 
 
+@dataclass(eq=False)
 class NotFound(DomainError):
     """There is no such thing, or it is not the viewer's to see: the two look the same."""
 
+    kind: str
     code = "NOT_FOUND"
 
-    def __init__(self, kind: str) -> None:
-        super().__init__(f"There is no {kind} with this id.")
-        self.kind = kind
+    @property
+    def message(self) -> str:
+        return f"There is no {self.kind} with this id."
 
 
+@dataclass(eq=False)
+class BadUserInput(DomainError):
+    """A query's argument makes no sense: an id or cursor that can't be decoded, a page of -1 rows."""
+
+    reason: str
+    code = "BAD_USER_INPUT"
+
+    @property
+    def message(self) -> str:
+        return self.reason
+
+
+@dataclass(eq=False)
 class IdempotencyMismatch(DomainError):
     """The key was used before with other arguments."""
 
     code = "IDEMPOTENCY_MISMATCH"
 
-    def __init__(self) -> None:
-        super().__init__("This idempotency key was used before with other arguments. Use a new key for a new request.")
+    @property
+    def message(self) -> str:
+        return "This idempotency key was used before with other arguments. Use a new key for a new request."
 
 
+@dataclass(eq=False)
 class InProgress(DomainError):
     """The first request under this key is still running."""
 
+    retry_after_ms: int | None = 500
     code = "IN_PROGRESS"
     retryable = True
 
-    def __init__(self, *, retry_after_ms: int) -> None:
-        super().__init__(
-            "The first request with this key is still running. Ask again shortly.", retry_after_ms=retry_after_ms
-        )
+    @property
+    def message(self) -> str:
+        return "The first request with this key is still running. Send the same again shortly."
 
 
+@dataclass(eq=False)
 class TooManyAttempts(DomainError):
     """The caller asked too often; nothing was done."""
 
+    retry_after_ms: int | None
     code = "TOO_MANY_ATTEMPTS"
     retryable = True
 
-    def __init__(self, *, retry_after_ms: int) -> None:
-        super().__init__("Too many attempts. Wait a little and try again.", retry_after_ms=retry_after_ms)
+    @property
+    def message(self) -> str:
+        return "Too many attempts. Wait a little and try again."
 
 
+@dataclass(eq=False)
 class Overloaded(DomainError):
     """More work is waiting than can be done in time; nothing was done."""
 
+    retry_after_ms: int | None = 1_000
     code = "OVERLOADED"
     retryable = True
 
-    def __init__(self, *, retry_after_ms: int = 1_000) -> None:
-        super().__init__("There is more to do than we can do right now. Try again.", retry_after_ms=retry_after_ms)
+    @property
+    def message(self) -> str:
+        return "There is more to do than we can do right now. Send the same again shortly."
 
 
+@dataclass(eq=False)
 class Unavailable(DomainError):
     """A module that this answer needs is down."""
 
+    module: str
+    retry_after_ms: int | None = 5_000
     code = "UNAVAILABLE"
     retryable = True
 
-    def __init__(self, module: str) -> None:
-        super().__init__(f"The {module} module is not available right now.", retry_after_ms=5_000)
-        self.module = module
+    @property
+    def message(self) -> str:
+        return f"The {self.module} module is not available right now."
 
 
-class RetryableFailure(DomainError):
-    """The database went away; what was asked is whole or absent, and the same request is safe under its key."""
+@dataclass(eq=False)
+class DatabaseAway(DomainError):
+    """The database went away; what was asked is whole or absent, and asking again under the same key is safe."""
 
+    retry_after_ms: int | None = 1_000
     code = "RETRYABLE"
     retryable = True
 
-    def __init__(self) -> None:
-        super().__init__("The database did not answer. Send the same request again.", retry_after_ms=1_000)
+    @property
+    def message(self) -> str:
+        return "The database did not answer. Send the same again shortly."
 
 
 @dataclass(slots=True)
@@ -164,7 +224,11 @@ class Checker:
         """Require a storable text whose length without outer blanks is within the bounds."""
         length = len(value.strip())
         self.require(_UNSTORABLE.search(value) is None, path, "must not contain NUL or half a surrogate pair")
-        self.require(length >= min_length, path, "must not be empty" if min_length == 1 else f"must have at least {min_length} characters")
+        self.require(
+            length >= min_length,
+            path,
+            "must not be empty" if min_length == 1 else f"must have at least {min_length} characters",
+        )
         self.require(length <= max_length, path, f"must have at most {max_length} characters")
 
     def whole(self, value: int, path: tuple[str, ...], *, at_least: int, at_most: int) -> None:
@@ -188,4 +252,3 @@ def utc(value: datetime) -> datetime:
     """The same instant in UTC. Naive times are a programmer's mistake, never a user's."""
     assert value.tzinfo is not None, "a naive time reached the domain"
     return value.astimezone(UTC)
-

@@ -176,12 +176,14 @@ class RequestRefused(GatewayError):
         self.param = param
 
 
+@dataclass(eq=False)
 class PaymentDeclined(DomainError):
     """The card was declined; the seats stay held and another method may be tried under a new key."""
 
+    booking_id: BookingId
+    decline_code: str
     code = "PAYMENT_DECLINED"
 
-    def __init__(self, booking_id: BookingId, decline_code: str) -> None:
-        super().__init__("The card was declined. Try another card, or ask your bank.")
-        self.booking_id = booking_id
-        self.decline_code = decline_code
+    @property
+    def message(self) -> str:
+        return "The card was declined. Try another card, or ask the bank."
