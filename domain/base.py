@@ -6,6 +6,7 @@ Imports the standard library only, as the whole domain does.
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Generic, NewType, TypeVar
 
 UserId = NewType("UserId", str)
@@ -42,6 +43,20 @@ class Money:
 
     amount_minor: int
     currency: str
+
+
+class PaymentStatus(Enum):
+    """Where a payment attempt stands. It stands here because a booking shows its latest attempt's."""
+
+    PROCESSING = "PROCESSING"  # sent, not answered yet
+    REQUIRES_ACTION = "REQUIRES_ACTION"  # the buyer must authenticate, e.g. 3-D Secure
+    CAPTURED = "CAPTURED"
+    DECLINED = "DECLINED"
+    UNKNOWN = "UNKNOWN"  # sent, and the answer got lost
+    VOIDED = "VOIDED"  # certainly never charged
+    REFUND_PENDING = "REFUND_PENDING"
+    REFUNDED = "REFUNDED"
+    REFUND_FAILED = "REFUND_FAILED"
 
 
 T = TypeVar("T")

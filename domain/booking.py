@@ -8,8 +8,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 
-from domain.base import BookingId, ConcertId, DomainError, Money, PaymentId, TicketTypeId, UserId
-from domain.payment import PaymentStatus
+from domain.base import (
+    BookingId,
+    ConcertId,
+    DomainError,
+    Money,
+    PaymentId,
+    PaymentStatus,
+    TicketTypeId,
+    UserId,
+)
 
 # After an attempt came to nothing a buyer gets at least this long to try again, once per booking.
 GRACE_S = 120
@@ -242,7 +250,14 @@ class Booking:
         """The booking in its next state. Raises: AssertionError for what the table does not list."""
         to = TRANSITIONS.get((self.status, action))
         assert to is not None, f"{self.status.value} does not allow {action.value}"
-        return replace(self, status=to, retry_pay_at=None, version=self.version + 1, updated_at=now)
+        return replace(
+            self,
+            status=to,
+            is_final=to in {BookingStatus.CANCELLED, BookingStatus.EXPIRED},
+            retry_pay_at=None,
+            version=self.version + 1,
+            updated_at=now,
+        )
 
     def deferred(
         self, now: datetime, *, hold_s: int, starts_at: datetime, retry_pay_at: datetime

@@ -9,20 +9,7 @@ from datetime import datetime
 from enum import Enum
 
 from domain.base import BookingId, DomainError, Money, PaymentId, UserId
-
-
-class PaymentStatus(Enum):
-    """Where an attempt stands."""
-
-    PROCESSING = "PROCESSING"  # sent, not answered yet
-    REQUIRES_ACTION = "REQUIRES_ACTION"  # the buyer must authenticate, e.g. 3-D Secure
-    CAPTURED = "CAPTURED"
-    DECLINED = "DECLINED"
-    UNKNOWN = "UNKNOWN"  # sent, and the answer got lost
-    VOIDED = "VOIDED"  # certainly never charged
-    REFUND_PENDING = "REFUND_PENDING"
-    REFUNDED = "REFUNDED"
-    REFUND_FAILED = "REFUND_FAILED"
+from domain.base import PaymentStatus as PaymentStatus
 
 
 # While an attempt is in one of these, money may still move.

@@ -253,7 +253,8 @@ class IntentRecord:
     `payment_id` is what its metadata carries: the id of the first attempt on it. `intent_id` is None until the
     processor's id is committed. `create_number` goes into the create's idempotency key and rises after an answer
     that the processor would only repeat. `charge_id` is the newest charge whose verdict is settled here.
-    `creating_until`: somebody is creating it; nobody else starts before then.
+    `creating_until`: somebody is creating it, under the idempotency
+    key `creating_key` if any; nobody else starts before then.
     """
 
     payment_id: PaymentId
@@ -263,6 +264,7 @@ class IntentRecord:
     charge_id: str | None
     is_closed: bool
     creating_until: datetime | None
+    creating_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +306,12 @@ class PaymentStore(Protocol):
         """The booking's one live intent. Read it under the booking's lock."""
         ...
 
-    async def intents_of(self, booking_id: BookingId) -> list[IntentRecord]:
-        """All intents of a booking, closed ones too, oldest first."""
+    async def intent(self, payment_id: PaymentId) -> IntentRecord | None:
+        """The intent whose metadata carries this id. Read it under the booking's lock."""
+        ...
+
+    async def with_open_intents(self, booking_ids: Sequence[BookingId]) -> set[BookingId]:
+        """Those that have a live intent."""
         ...
 
     async def put_intent(self, record: IntentRecord) -> None:
