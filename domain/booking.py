@@ -259,6 +259,28 @@ class Booking:
             updated_at=now,
         )
 
+    def showing(
+        self,
+        payment_id: PaymentId,
+        *,
+        status: PaymentStatus,
+        decline_code: str | None,
+        money_may_move: bool,
+    ) -> "Booking":
+        """With its latest payment's standing; `money_may_move` is about all its payments."""
+        is_over = self.status in {BookingStatus.CANCELLED, BookingStatus.EXPIRED}
+        return replace(
+            self,
+            payment_id=payment_id,
+            payment_status=status,
+            decline_code=decline_code,
+            is_final=is_over and not money_may_move,
+        )
+
+    def touched(self, now: datetime) -> "Booking":
+        """The same state with a new version: only its latest payment changed."""
+        return replace(self, version=self.version + 1, updated_at=now)
+
     def deferred(
         self, now: datetime, *, hold_s: int, starts_at: datetime, retry_pay_at: datetime
     ) -> "Booking":

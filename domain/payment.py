@@ -11,7 +11,6 @@ from enum import Enum
 from domain.base import BookingId, DomainError, Money, PaymentId, UserId
 from domain.base import PaymentStatus as PaymentStatus
 
-
 # While an attempt is in one of these, money may still move.
 OPEN_STATUSES = frozenset(
     {

@@ -20,9 +20,9 @@ from domain.base import (
 )
 from domain.booking import Booking, BookingChanged, BookingStatus, Sale, SaleChanged
 from domain.concert import Concert, ConcertFilter, ConcertOrder, TicketType
+from domain.events import Event
 from domain.my_page import MyBooking, MyPageView
 from domain.payment import Intent, Payment, RefundStatus
-from domain.events import Event
 from domain.user import Session, User, Viewer
 
 
