@@ -22,10 +22,12 @@ LIVE = {
 
 
 def refused(environ: dict[str, str], *, command: Command = Command.SERVE, workers: int = 1) -> set[str]:
-    """The variables that are named as wrong."""
+    """The variables that are named as wrong, each once."""
     with pytest.raises(BadSettings) as caught:
         load_settings(environ, command=command, workers=workers)
-    return {refusal.name for refusal in caught.value.refusals}
+    names = [refusal.name for refusal in caught.value.refusals]
+    assert len(names) == len(set(names))
+    return set(names)
 
 
 def text_of(environ: dict[str, str]) -> str:
