@@ -1,0 +1,1 @@
+"""Proof. Real parts wherever they start fast enough, fakes only at ports."""
