@@ -4,7 +4,7 @@
 it is an attempt, a `Payment` of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 
@@ -35,10 +35,8 @@ TRANSITIONS: dict[PaymentStatus, frozenset[PaymentStatus]] = {
     ),
     PaymentStatus.REQUIRES_ACTION: frozenset(
         {
-            PaymentStatus.PROCESSING,
             PaymentStatus.CAPTURED,
             PaymentStatus.DECLINED,
-            PaymentStatus.UNKNOWN,
             PaymentStatus.VOIDED,
         }
     ),
@@ -74,6 +72,17 @@ class Payment:
     created_at: datetime
     captured_at: datetime | None
     refunded_at: datetime | None
+
+    def becoming(self, status: PaymentStatus, now: datetime, *, decline_code: str | None = None) -> "Payment":
+        """The attempt in its next state. Raises: AssertionError for what the table does not list."""
+        assert status in TRANSITIONS[self.status], f"{self.status.value} does not become {status.value}"
+        return replace(
+            self,
+            status=status,
+            decline_code=decline_code,
+            captured_at=now if status is PaymentStatus.CAPTURED else self.captured_at,
+            refunded_at=now if status is PaymentStatus.REFUNDED else self.refunded_at,
+        )
 
     @property
     def is_open(self) -> bool:

@@ -139,6 +139,10 @@ class IdempotencyStore(Protocol):
         """
         ...
 
+    async def find(self, scope: KeyScope) -> StoredOutcome | None:
+        """What the key led to before, without claiming it."""
+        ...
+
     async def finish(
         self, scope: KeyScope, *, reference: str | None = None, refusal: DomainError | None = None
     ) -> None:
@@ -280,7 +284,7 @@ class OpenIntent:
 class PaymentStore(Protocol):
     """Attempts, intents and refunds. Rows are guarded by the lock of their booking."""
 
-    async def add(self, payment: Payment, *, client_secret: str) -> None:
+    async def add(self, payment: Payment) -> None:
         """Insert an attempt as it is sent."""
         ...
 
@@ -381,6 +385,10 @@ class Reads(Protocol):
 
     Batch reads answer for the ids that exist. Raises: Unavailable where the catalogue's tables can't be read.
     """
+
+    async def now(self) -> datetime:
+        """The database's clock."""
+        ...
 
     async def viewer(self, token_hash: bytes) -> Viewer | None:
         """Who holds this token; None where it is unknown or ended."""

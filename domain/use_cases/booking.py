@@ -7,7 +7,7 @@ the buyer's my-page version and one outbox row that carries whole states.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from domain.base import (
     PAYMENT_MAX_MINOR,
@@ -186,26 +186,26 @@ async def cancel_locked(unit: WriteUnit, bookings: Sequence[Booking], *, sale: S
             moved = moved.with_hold_released(booking.quantities)
         cancelled = booking.after(Action.CANCEL, now)
         if booking.payment_id is not None:
-            cancelled = showing(cancelled, await _with_refund(unit, booking.id))
+            cancelled = showing(cancelled, await _with_refund(unit, booking.id, now))
         changes.append((booking, cancelled))
     await record(unit, changes, sale=sale, moved=moved)
     await abandon_intents(unit, bookings)
     return [cancelled for _, cancelled in changes]
 
 
-async def _with_refund(unit: WriteUnit, booking_id: BookingId) -> list[Payment]:
+async def _with_refund(unit: WriteUnit, booking_id: BookingId, now: datetime) -> list[Payment]:
     """The booking's attempts, the captured one now to be refunded."""
     payments = []
     for payment in await unit.payments.of_booking(booking_id):
         if payment.status is PaymentStatus.CAPTURED:
-            payment = await request_refund(unit, payment)
+            payment = await request_refund(unit, payment, now)
         payments.append(payment)
     return payments
 
 
-async def request_refund(unit: WriteUnit, payment: Payment) -> Payment:
+async def request_refund(unit: WriteUnit, payment: Payment, now: datetime) -> Payment:
     """The money goes back once this transaction is committed."""
-    refunding = replace(payment, status=PaymentStatus.REFUND_PENDING)
+    refunding = payment.becoming(PaymentStatus.REFUND_PENDING, now)
     await unit.payments.save(payment, refunding)
     await unit.outbox.add(RefundRequested(payment.booking_id, payment.id))
     return refunding
@@ -367,6 +367,13 @@ async def lock_visible(unit: WriteUnit, viewer: Viewer, booking_id: BookingId) -
 async def lock_sale_of(unit: WriteUnit, booking: Booking) -> Sale:
     """The booking's sale, locked."""
     sale = await unit.sales.lock(booking.concert_id)
+    assert sale is not None, "a booking has a sale"
+    return sale
+
+
+async def sale_of(unit: WriteUnit, booking: Booking) -> Sale:
+    """The booking's sale as it is now, without a lock."""
+    sale = await unit.sales.get(booking.concert_id)
     assert sale is not None, "a booking has a sale"
     return sale
 

@@ -1,0 +1,373 @@
+"""What the processor says becomes what is true here: captures, declines, voids, refunds.
+
+`settle` is the one place where money and bookings meet. Whoever hears something (the payer's own request, the
+reconciler, a webhook, a retried refund) re-reads the intent and calls it; order and repetition don't matter.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from domain.base import BookingId, PaymentId, PaymentStatus
+from domain.booking import HOLDING, Action, Booking, BookingStatus
+from domain.events import IntentAbandoned, RefundRequested
+from domain.payment import (
+    GatewayError,
+    Intent,
+    IntentStatus,
+    OutcomeUnknown,
+    Payment,
+    RefundStatus,
+    RequestRefused,
+)
+from domain.ports import Deps, IntentRecord, OpenIntent, WriteUnit
+from domain.use_cases.booking import lock_sale_of, record, request_refund, sale_of, showing
+
+RECONCILE_LEASE_S = 15.0
+# Between two looks at an open intent; the last one repeats.
+LOOK_AGAIN_S = (1.0, 1.0, 2.0, 2.0, 3.0, 5.0, 10.0, 30.0)
+UNSETTLED = frozenset({PaymentStatus.PROCESSING, PaymentStatus.REQUIRES_ACTION, PaymentStatus.UNKNOWN})
+# We did not count on this money any more or not yet; the processor's word about it wins.
+CAPTURABLE = UNSETTLED | {PaymentStatus.DECLINED, PaymentStatus.VOIDED}
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Where the booking and the intent's latest attempt stand now."""
+
+    booking: Booking
+    payment: Payment
+
+
+@dataclass(slots=True)
+class _Case:
+    """One booking under its lock, with everything a verdict may change."""
+
+    unit: WriteUnit
+    now: datetime
+    old: Booking
+    new: Booking
+    payments: list[Payment]
+    attempt: Payment
+    record: IntentRecord
+
+    async def move_attempt(self, status: PaymentStatus, *, decline_code: str | None = None) -> None:
+        """Write the attempt's new standing."""
+        moved = self.attempt.becoming(status, self.now, decline_code=decline_code)
+        await self.unit.payments.save(self.attempt, moved)
+        self.show_attempt(moved)
+
+    def show_attempt(self, moved: Payment) -> None:
+        """The attempt as it was written."""
+        self.payments[self.payments.index(self.attempt)] = moved
+        self.attempt = moved
+
+
+async def settle(
+    deps: Deps, booking_id: BookingId, intent: Intent, *, webhook_id: str | None = None
+) -> Settled | None:
+    """Booking and payment agree with what the processor says of `intent`, in one transaction.
+
+    Returns None where the intent was never confirmed by us, or the webhook was heard before.
+    Concurrency: the booking's lock orders all callers; saying the same again changes nothing.
+    """
+    async with deps.write() as unit:
+        locked = await unit.bookings.lock([booking_id])
+        assert locked, "an intent belongs to a booking"
+        if webhook_id is not None and not await unit.payments.add_webhook(webhook_id):
+            return None
+        settled = await _settle_locked(unit, locked[0], intent)
+        await unit.commit()
+    return settled
+
+
+async def _settle_locked(unit: WriteUnit, booking: Booking, intent: Intent) -> Settled | None:
+    payments = await unit.payments.of_booking(booking.id)
+    attempts = [payment for payment in payments if payment.intent_id == intent.id]
+    intent_record = await _record_of(unit, booking.id, intent, attempts)
+    if intent_record is None:
+        return None
+    if not attempts:
+        if intent.status is IntentStatus.CANCELED:
+            await unit.payments.put_intent(replace(intent_record, is_closed=True))
+        return None
+    case = _Case(unit, await unit.now(), booking, booking, payments, attempts[-1], intent_record)
+    if intent.status is IntentStatus.SUCCEEDED:
+        await _succeeded(case, intent)
+    elif intent.status is IntentStatus.CANCELED:
+        await _came_to_nothing(case, PaymentStatus.VOIDED, None)
+    elif intent.status is IntentStatus.REQUIRES_ACTION:
+        await _action_required(case, intent)
+    elif intent.status is IntentStatus.REQUIRES_PAYMENT_METHOD and _is_declined(case, intent):
+        await _came_to_nothing(case, PaymentStatus.DECLINED, intent.decline_code or "card_declined")
+    is_closed = intent.status in {IntentStatus.SUCCEEDED, IntentStatus.CANCELED}
+    learned = replace(case.record, is_closed=is_closed, charge_id=intent.charge_id or case.record.charge_id)
+    if learned != case.record:
+        await unit.payments.put_intent(learned)
+    return Settled(case.new, case.attempt)
+
+
+async def _record_of(
+    unit: WriteUnit, booking_id: BookingId, intent: Intent, attempts: list[Payment]
+) -> IntentRecord | None:
+    """Our record of the intent, by its metadata or, where that is missing, by its first attempt."""
+    payment_id = intent.payment_id or (attempts[0].id if attempts else None)
+    if payment_id is None:
+        return None
+    found = await unit.payments.intent(payment_id)
+    return found if found is not None and found.booking_id == booking_id else None
+
+
+def _is_declined(case: _Case, intent: Intent) -> bool:
+    """Whether this attempt was declined. An earlier attempt's failed charge says nothing about a later one."""
+    if case.attempt.status is PaymentStatus.REQUIRES_ACTION:
+        return True
+    return intent.charge_id is not None and intent.charge_id != case.record.charge_id
+
+
+async def _succeeded(case: _Case, intent: Intent) -> None:
+    is_back = intent.is_disputed or intent.refunded_minor >= case.attempt.amount.amount_minor
+    if case.attempt.status in CAPTURABLE:
+        await _captured(case)
+    if is_back and case.attempt.status in {
+        PaymentStatus.CAPTURED,
+        PaymentStatus.REFUND_PENDING,
+        PaymentStatus.REFUND_FAILED,
+    }:
+        await _refunded(case)
+
+
+async def _captured(case: _Case) -> None:
+    """The money is here: the booking is APPROVED in the same transaction, or the money goes back, once."""
+    await case.move_attempt(PaymentStatus.CAPTURED)
+    is_approvable = case.old.status in HOLDING
+    sale = None
+    if is_approvable or case.old.status is BookingStatus.EXPIRED:
+        sale = await lock_sale_of(case.unit, case.old)
+    if sale is not None and case.old.status is BookingStatus.EXPIRED and not sale.is_cancelled:
+        owned = await case.unit.bookings.live_ticket_quantity(case.old.user_id, case.old.concert_id)
+        is_within_limit = owned + case.old.ticket_quantity <= sale.max_tickets_per_user
+        is_approvable = is_within_limit and sale.has_seats(case.old.quantities)
+    if not is_approvable or sale is None:
+        case.show_attempt(await request_refund(case.unit, case.attempt, case.now))
+        await _record_touched(case)
+        return
+    moved = (
+        sale.with_sold_again(case.old.quantities)
+        if case.old.status is BookingStatus.EXPIRED
+        else sale.with_sold(case.old.quantities)
+    )
+    case.new = showing(case.old.after(Action.CAPTURE, case.now), case.payments)
+    await record(case.unit, [(case.old, case.new)], sale=sale, moved=moved)
+
+
+async def _refunded(case: _Case) -> None:
+    """The money went back. An approved booking was reversed at the processor: it is CANCELLED."""
+    await case.move_attempt(PaymentStatus.REFUNDED)
+    current = case.new
+    if current.status is not BookingStatus.APPROVED:
+        case.old, case.new = current, current
+        await _record_touched(case)
+        return
+    sale = await lock_sale_of(case.unit, current)
+    case.old, case.new = current, showing(current.after(Action.REVERSE, case.now), case.payments)
+    moved = sale.with_sold_released(current.quantities)
+    await record(case.unit, [(case.old, case.new)], sale=sale, moved=moved)
+
+
+async def _action_required(case: _Case, intent: Intent) -> None:
+    if case.attempt.status not in UNSETTLED:
+        return
+    await case.unit.payments.save_action(
+        case.attempt.id, client_secret=intent.client_secret, redirect_url=intent.redirect_url
+    )
+    if case.attempt.status is PaymentStatus.REQUIRES_ACTION:
+        return
+    await case.move_attempt(PaymentStatus.REQUIRES_ACTION)
+    await _return(case)
+
+
+async def _came_to_nothing(case: _Case, status: PaymentStatus, decline_code: str | None) -> None:
+    """The attempt is over and nothing was charged."""
+    if case.attempt.status not in UNSETTLED:
+        return
+    await case.move_attempt(status, decline_code=decline_code)
+    await _return(case)
+
+
+async def _return(case: _Case) -> None:
+    """A booking that waited for this attempt can be paid again."""
+    if case.old.status is BookingStatus.PAYMENT_PENDING:
+        case.new = showing(case.old.returned(case.now), case.payments)
+        await _record_still(case)
+    else:
+        await _record_touched(case)
+
+
+async def _record_touched(case: _Case) -> None:
+    """Only the payment's standing changed."""
+    case.new = showing(case.old.touched(case.now), case.payments)
+    await _record_still(case)
+
+
+async def _record_still(case: _Case) -> None:
+    """Record the change of a booking that moved no stock."""
+    sale = await sale_of(case.unit, case.old)
+    await record(case.unit, [(case.old, case.new)], sale=sale, moved=None)
+
+
+# ---------------------------------------------------------------- who asks
+async def mark_unknown(deps: Deps, booking_id: BookingId, payment_id: PaymentId) -> Settled:
+    """The answer to a sent attempt got lost: it is UNKNOWN until the reconciler has settled it."""
+    async with deps.write() as unit:
+        booking = (await unit.bookings.lock([booking_id]))[0]
+        payments = await unit.payments.of_booking(booking_id)
+        attempt = next(payment for payment in payments if payment.id == payment_id)
+        if attempt.status is not PaymentStatus.PROCESSING:
+            return Settled(booking, attempt)
+        now = await unit.now()
+        unknown = attempt.becoming(PaymentStatus.UNKNOWN, now)
+        await unit.payments.save(attempt, unknown)
+        payments[payments.index(attempt)] = unknown
+        touched = showing(booking.touched(now), payments)
+        await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
+        await unit.commit()
+    return Settled(touched, unknown)
+
+
+async def claim_open_intents(deps: Deps, *, limit: int) -> list[OpenIntent]:
+    """Intents that are due for a look, leased to this caller."""
+    async with deps.write() as unit:
+        claimed = await unit.payments.claim_open_intents(lease_s=RECONCILE_LEASE_S, limit=limit)
+        await unit.commit()
+    return claimed
+
+
+async def reconcile(deps: Deps, claimed: OpenIntent) -> None:
+    """One open intent is settled as the processor sees it, or looked at again later.
+
+    Still unconfirmed `settle_after_s` after it was sent, or not wanted any more: it is cancelled, and that answer
+    is final.
+    """
+    try:
+        settled = await settle(
+            deps, claimed.booking_id, await deps.gateway.retrieve_intent(claimed.intent_id)
+        )
+        if settled is not None and await _is_to_be_cancelled(deps, settled):
+            canceled = await deps.gateway.cancel_intent(claimed.intent_id)
+            await settle(deps, claimed.booking_id, canceled)
+            return
+    finally:
+        # After a failure too: an open intent is looked at until the processor says what became of it.
+        wait_s = LOOK_AGAIN_S[min(claimed.asked, len(LOOK_AGAIN_S) - 1)]
+        async with deps.write() as unit:
+            await unit.payments.look_again(claimed.payment_id, after_s=wait_s)
+            await unit.commit()
+
+
+async def _is_to_be_cancelled(deps: Deps, settled: Settled) -> bool:
+    if settled.booking.status in {BookingStatus.CANCELLED, BookingStatus.EXPIRED}:
+        return settled.payment.status in UNSETTLED | {PaymentStatus.DECLINED}
+    if settled.payment.status not in {PaymentStatus.PROCESSING, PaymentStatus.UNKNOWN}:
+        return False
+    async with deps.write() as unit:
+        now = await unit.now()
+    return settled.payment.created_at + timedelta(seconds=deps.rules.settle_after_s) <= now
+
+
+async def close_intent(deps: Deps, event: IntentAbandoned) -> None:
+    """Reaction: the over booking's live intent is cancelled, or what was charged on it is settled.
+
+    Raises: GatewayError; the relay tries again.
+    """
+    async with deps.write() as unit:
+        open_intent = await unit.payments.open_intent(event.booking_id)
+    if open_intent is None or open_intent.intent_id is None:
+        return
+    await settle(deps, event.booking_id, await deps.gateway.cancel_intent(open_intent.intent_id))
+
+
+async def hear_webhook(
+    deps: Deps, webhook_id: str, *, payment_id: PaymentId | None, intent_id: str | None
+) -> bool:
+    """What the webhook tells of is true here too; whether it was about one of our bookings.
+
+    The state is re-read from the processor: order, repetition and age of webhooks don't matter.
+    Raises: GatewayError where it can't be read now; the processor sends the webhook again.
+    """
+    async with deps.write() as unit:
+        booking_id = await unit.payments.find_booking(payment_id=payment_id, intent_id=intent_id)
+    if booking_id is None or intent_id is None:
+        return False
+    await settle(deps, booking_id, await deps.gateway.retrieve_intent(intent_id), webhook_id=webhook_id)
+    return True
+
+
+# ---------------------------------------------------------------- refunds
+async def refund_payment(deps: Deps, event: RefundRequested) -> None:
+    """Reaction: the money is on its way back, once.
+
+    Raises: GatewayError while the processor can't say; the relay tries again. A refusal is REFUND_FAILED.
+    """
+    async with deps.write() as unit:
+        payment = await _refund_pending(unit, event)
+        number = 0 if payment is None else await unit.payments.next_refund_number(payment.id)
+    if payment is None:
+        return
+    try:
+        status = await deps.gateway.refund_intent(payment.intent_id, key=f"{payment.id}-refund-{number}")
+    except RequestRefused:
+        status = RefundStatus.FAILED
+    except OutcomeUnknown as lost:
+        if lost.is_stored:
+            async with deps.write() as unit:
+                await unit.payments.raise_refund_number(payment.id)
+                await unit.commit()
+        raise
+    if status is RefundStatus.PENDING:
+        raise GatewayError("the refund is accepted and not through yet")
+    await _refund_ended(deps, event, status)
+
+
+async def _refund_pending(unit: WriteUnit, event: RefundRequested) -> Payment | None:
+    payments = await unit.payments.of_booking(event.booking_id)
+    payment = next(payment for payment in payments if payment.id == event.payment_id)
+    return payment if payment.status is PaymentStatus.REFUND_PENDING else None
+
+
+async def _refund_ended(deps: Deps, event: RefundRequested, status: RefundStatus) -> None:
+    async with deps.write() as unit:
+        booking = (await unit.bookings.lock([event.booking_id]))[0]
+        payments = await unit.payments.of_booking(event.booking_id)
+        payment = next(payment for payment in payments if payment.id == event.payment_id)
+        if payment.status is not PaymentStatus.REFUND_PENDING:
+            return
+        now = await unit.now()
+        is_through = status is RefundStatus.SUCCEEDED
+        ended = payment.becoming(PaymentStatus.REFUNDED if is_through else PaymentStatus.REFUND_FAILED, now)
+        await unit.payments.save(payment, ended)
+        payments[payments.index(payment)] = ended
+        touched = showing(booking.touched(now), payments)
+        await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
+        await unit.commit()
+
+
+async def retry_failed_refunds(deps: Deps, *, limit: int = 1_000) -> int:
+    """Refunds that failed are asked for anew; how many it were."""
+    async with deps.write() as unit:
+        failed = await unit.payments.failed_refunds(limit=limit)
+    retried = 0
+    for candidate in failed:
+        async with deps.write() as unit:
+            booking = (await unit.bookings.lock([candidate.booking_id]))[0]
+            payments = await unit.payments.of_booking(booking.id)
+            payment = next(p for p in payments if p.id == candidate.id)
+            if payment.status is not PaymentStatus.REFUND_FAILED:
+                continue
+            now = await unit.now()
+            payments[payments.index(payment)] = await request_refund(unit, payment, now)
+            await unit.payments.raise_refund_number(payment.id)
+            touched = showing(booking.touched(now), payments)
+            await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
+            await unit.commit()
+            retried += 1
+    return retried
