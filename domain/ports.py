@@ -296,6 +296,10 @@ class PaymentStore(Protocol):
         """Compare-and-set on the status. Raises: AssertionError where the row is not as in `old`."""
         ...
 
+    async def get(self, payment_id: PaymentId) -> Payment | None:
+        """One attempt."""
+        ...
+
     async def save_action(
         self, payment_id: PaymentId, *, client_secret: str, redirect_url: str | None
     ) -> None:
