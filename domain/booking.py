@@ -377,7 +377,8 @@ class TicketLimit(DomainError):
 
     @property
     def message(self) -> str:
-        return f"One person may have {self.max_tickets_per_user} tickets of this concert; {self.remaining} more are allowed."
+        limit, remaining = self.max_tickets_per_user, self.remaining
+        return f"One person may have {limit} tickets of this concert; {remaining} more are allowed."
 
 
 @dataclass(eq=False)

@@ -1,0 +1,84 @@
+"""What the command line does besides serving: migrate, create an admin, verify, rebuild, retry refunds."""
+
+from collections.abc import Callable
+
+from domain.use_cases.settlement import retry_failed_refunds
+from domain.use_cases.user import SignUp, create_admin
+from infra.app import composed
+from infra.db.invariants import broken
+from infra.db.migrations import migrate
+from infra.read_model import Progress, differences, rebuild
+from infra.serving import CannotStart, prepare_database
+from infra.settings import Settings
+
+Say = Callable[[str], None]
+
+FAILED_REFUNDS_SHOWN = 1_000
+
+
+async def migrate_database(settings: Settings, *, say: Say) -> None:
+    """The tables are up to date."""
+    await migrate(settings.database_url, progress=say)
+    say("The database is up to date.")
+
+
+async def create_admin_account(settings: Settings, *, email: str, name: str, password: str, say: Say) -> None:
+    """Somebody may organise concerts. Raises: InvalidInput, EmailTaken."""
+    await prepare_database(settings)
+    async with composed(settings) as frontrow:
+        admin = await create_admin(frontrow.deps, SignUp(email, password, name))
+    say(f"{admin.email} may organise concerts now.")
+
+
+async def verify(settings: Settings, *, say: Say) -> int:
+    """How many promises are broken; each is said."""
+    await prepare_database(settings)
+    count = 0
+    async with composed(settings) as frontrow:
+        async for line in broken(frontrow.database, progress=say):
+            say(f"BROKEN {line}")
+            count += 1
+        if settings.redis_url is not None:
+            try:
+                async for line in differences(frontrow.read_model, frontrow.source):
+                    say(f"BROKEN read model: {line}")
+                    count += 1
+            except ConnectionError:
+                say("The read model was not compared: Redis does not answer.")
+    say("Every promise holds." if count == 0 else f"{count} promises are broken.")
+    return count
+
+
+async def rebuild_read_model(settings: Settings, *, say: Say) -> None:
+    """The read model is complete. Raises: CannotStart."""
+    if settings.redis_url is None:
+        raise CannotStart("FRONTROW_REDIS_URL is empty: the read model in memory is rebuilt at every start.")
+    await prepare_database(settings)
+
+    def tell(progress: Progress) -> None:
+        say(f"{progress.sales} concerts, {progress.buyers} buyers")
+
+    async with composed(settings) as frontrow:
+        try:
+            is_done = await rebuild(frontrow.read_model, frontrow.source, tell)
+        except ConnectionError as error:
+            raise CannotStart(f"Redis does not answer: {error}") from error
+    say("The read model is rebuilt." if is_done else "Somebody else is rebuilding it right now.")
+
+
+async def failed_refunds(settings: Settings, *, is_retry: bool, say: Say) -> None:
+    """Every failed refund is said, and asked for again where `is_retry`."""
+    await prepare_database(settings)
+    async with composed(settings) as frontrow:
+        async with frontrow.deps.write() as unit:
+            failed = await unit.payments.failed_refunds(limit=FAILED_REFUNDS_SHOWN)
+        for payment in failed:
+            amount = f"{payment.amount.amount_minor} {payment.amount.currency} (minor units)"
+            say(f"{payment.id}  booking {payment.booking_id}  {payment.intent_id}  {amount}")
+        if not failed:
+            say("No refund has failed.")
+        elif is_retry:
+            retried = await retry_failed_refunds(frontrow.deps)
+            say(f"{retried} refunds are asked for again; a worker sends them.")
+        else:
+            say(f"{len(failed)} refunds failed. `frontrow refunds --retry` asks for them again.")

@@ -1,0 +1,64 @@
+"""What subscribers hear: domain states over the event stream, one channel per concert and one per buyer."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import TypeVar
+
+from domain.base import ConcertId, UserId
+from domain.booking import BookingChanged, Sale, SaleChanged
+from domain.my_page import MyBooking
+from domain.ports import EventStream, Listener, Message, Resync
+from infra.codec import decode, encode
+
+T = TypeVar("T", Sale, MyBooking)
+
+# An announcement reaches all its listeners here at about the same time: they share one decoding.
+DECODED_MAX = 1_024
+
+
+class StreamedUpdates:
+    """The port `LiveUpdates` over any `EventStream`."""
+
+    def __init__(self, stream: EventStream) -> None:
+        self._stream = stream
+        self._decoded = lru_cache(maxsize=DECODED_MAX)(decode)
+
+    async def announce(self, event: BookingChanged | SaleChanged) -> None:
+        """Tell the buyer, and everyone who watches the concert. Raises: ConnectionError where the bus is down."""
+        if isinstance(event, BookingChanged):
+            row = MyBooking(event.booking, event.facts)
+            said = Message(event.booking.id, event.booking.version, encode(row))
+            await self._stream.publish(_buyer(event.booking.user_id), said)
+        if event.sale is not None:
+            said = Message("sale", event.sale.version, encode(event.sale))
+            await self._stream.publish(_concert(event.sale.concert_id), said)
+
+    @asynccontextmanager
+    async def listen_sale(self, concert_id: ConcertId) -> AsyncIterator[AsyncIterator[Sale | Resync]]:
+        """Registered on entry; then the newest count not seen yet, or Resync."""
+        async with self._stream.listen(_concert(concert_id)) as listener:
+            yield self._read(listener, Sale)
+
+    @asynccontextmanager
+    async def listen_buyer(self, user_id: UserId) -> AsyncIterator[AsyncIterator[MyBooking | Resync]]:
+        """Registered on entry; then the newest state of each booking not seen yet, or Resync."""
+        async with self._stream.listen(_buyer(user_id)) as listener:
+            yield self._read(listener, MyBooking)
+
+    async def _read(self, listener: Listener, kind: type[T]) -> AsyncIterator[T | Resync]:
+        async for said in listener:
+            if isinstance(said, Resync):
+                yield said
+            else:
+                decoded = self._decoded(kind, said.body)
+                assert isinstance(decoded, kind)
+                yield decoded
+
+
+def _concert(concert_id: ConcertId) -> str:
+    return f"concert:{concert_id}"
+
+
+def _buyer(user_id: UserId) -> str:
+    return f"user:{user_id}"

@@ -1,0 +1,106 @@
+"""From the outbox to its reactions: claim by lease, react, delete; what fails backs off alone.
+
+Delivery is at least once. Two lanes, so that a slow processor never delays what people see.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+import structlog
+
+from domain.base import DomainError
+from domain.events import Event
+from domain.payment import GatewayError
+from domain.ports import Deps
+from domain.reactions import react
+from infra.db.outbox import OutboxQueue, OutboxRow
+from infra.telemetry import Metrics
+
+log = structlog.get_logger(__name__)
+
+# What a lane may hold at once: a worker that dies leaves no more than this to wait for its lease.
+CLAIM_MAX = 100
+LEASE_S = 30.0
+PARALLEL = 16
+# Wakes may be lost (Redis down, a row that backed off): look anyway.
+POLL_S = 0.5
+# The n-th try after a failure waits twice as long as the one before, up to this: money owed is sent back within
+# a minute of the processor being well.
+BACKOFF_FIRST_S = 0.25
+BACKOFF_MAX_S = 15.0
+EXPECTED = (DomainError, GatewayError, ConnectionError)
+
+
+class Relay:
+    """One lane: the rows of some kinds of events, for ever.
+
+    Concurrency: any number of lanes and processes; no row is worked on twice at the same time.
+    """
+
+    def __init__(
+        self,
+        deps: Deps,
+        queue: OutboxQueue,
+        *,
+        kinds: Sequence[type[Event]],
+        worker: str,
+        metrics: Metrics,
+        react: Callable[[Deps, Event], Awaitable[None]] = react,
+    ) -> None:
+        self._deps = deps
+        self._queue = queue
+        self._kinds = kinds
+        self._worker = worker
+        self._metrics = metrics
+        self._react = react
+        self._has_work = asyncio.Event()
+        self._parallel = asyncio.Semaphore(PARALLEL)
+
+    def wake(self) -> None:
+        """There may be work: look now."""
+        self._has_work.set()
+
+    async def run(self) -> None:
+        """Relay until cancelled."""
+        while True:
+            self._has_work.clear()
+            try:
+                relayed = await self.relay_some()
+            except DomainError as error:  # the database is away: what is in it waits
+                log.warning("relay.waits", lane=self._worker, error=str(error))
+                await asyncio.sleep(POLL_S)
+                continue
+            if relayed < CLAIM_MAX:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._has_work.wait(), POLL_S)
+
+    async def relay_some(self) -> int:
+        """One claim's rows are done or backing off; how many it were."""
+        rows = await self._queue.claim(
+            worker=self._worker, lease_s=LEASE_S, limit=CLAIM_MAX, kinds=self._kinds
+        )
+        done = await asyncio.gather(*(self._relay(row) for row in rows))
+        await self._queue.done([row.id for row, is_done in zip(rows, done, strict=True) if is_done])
+        return len(rows)
+
+    async def _relay(self, row: OutboxRow) -> bool:
+        async with self._parallel:
+            try:
+                await self._react(self._deps, row.event)
+            except EXPECTED as error:
+                await self._back_off(row, error)
+            except Exception as error:
+                log.exception("relay.reaction_broke", row=row.id, kind=type(row.event).__name__)
+                await self._back_off(row, error)
+            else:
+                return True
+        return False
+
+    async def _back_off(self, row: OutboxRow, error: Exception) -> None:
+        self._metrics.relay_failures.labels(event=type(row.event).__name__).inc()
+        wait_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(row.attempts, 10))
+        log.warning(
+            "relay.backs_off", row=row.id, kind=type(row.event).__name__, wait_s=wait_s, error=str(error)
+        )
+        await self._queue.failed(row.id, error=f"{type(error).__name__}: {error}", retry_after_s=wait_s)

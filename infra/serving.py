@@ -1,0 +1,196 @@
+"""Starting processes: the API in one or several, a worker, the sandbox."""
+
+import asyncio
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import click
+import httpx
+import uvicorn
+from pydantic import SecretStr
+from sqlalchemy import make_url
+from starlette.applications import Starlette
+from uvicorn.supervisors import Multiprocess
+
+from infra import demo
+from infra.app import build_app, composed
+from infra.db.migrations import is_migrated, migrate
+from infra.sandbox import running_sandbox
+from infra.settings import Settings
+from infra.telemetry import configure_logging
+
+BACKLOG = 2_048
+# A sandbox that `serve` starts answers within this, or something is wrong.
+SANDBOX_START_S = 10
+
+
+class CannotStart(Exception):
+    """Something outside is not as it must be; the text says what to do."""
+
+
+def serve(settings: Settings, *, host: str, port: int, workers: int, without: frozenset[str]) -> None:
+    """Serve until told to stop. Raises: CannotStart."""
+    listener = _listen(host, port)
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    with _processor(settings, webhook_url=f"{address}/webhooks/stripe") as complete:
+        asyncio.run(_prepare(complete, without=without))
+        config = uvicorn.Config(
+            partial(_app_of_process, complete, without=without),
+            factory=True,
+            log_config=None,
+            access_log=False,
+            backlog=BACKLOG,
+            http="httptools",
+            # deflate costs memory per socket; messages are small
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,
+            ws_max_size=complete.max_body_bytes,
+            timeout_graceful_shutdown=complete.shutdown_grace_s,
+            workers=workers,
+        )
+        click.echo(
+            f"Frontrow serves {address}/graphql (open it in a browser for GraphiQL). Ctrl-C stops it.",
+            err=True,
+        )
+        server = uvicorn.Server(config)
+        if workers == 1:
+            server.run(sockets=[listener])
+        else:
+            Multiprocess(config, target=server.run, sockets=[listener]).run()
+
+
+async def work(settings: Settings) -> None:
+    """Do a worker's work until told to stop. Raises: CannotStart."""
+    await prepare_database(settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with composed(settings) as frontrow, frontrow.working():
+        click.echo("Frontrow worker at work. Ctrl-C stops it.", err=True)
+        await stop.wait()
+
+
+async def serve_sandbox_alone(
+    settings: Settings, *, host: str, port: int, state: str | None, say: Callable[[str], None]
+) -> None:
+    """Run only the sandbox, until told to stop. Raises: CannotStart."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    path = None if state is None else Path(state)
+    try:
+        async with running_sandbox(host, port, state_path=path) as url:
+            say(
+                f"Sandbox processor at {url}: set FRONTROW_STRIPE_API_BASE={url} and any FRONTROW_STRIPE_API_KEY."
+            )
+            await stop.wait()
+    except OSError as error:
+        raise CannotStart(f"{host}:{port} can't be listened on: {error.strerror}") from error
+
+
+async def prepare_database(settings: Settings) -> None:
+    """The tables are as this version needs them. SQLite is migrated; PostgreSQL must have been.
+
+    Raises: CannotStart.
+    """
+    if settings.is_sqlite:
+        folder = Path(make_url(settings.database_url).database or "").parent
+        if not folder.is_dir():
+            raise CannotStart(f"FRONTROW_DATABASE_URL: there is no folder {folder}")
+        await migrate(settings.database_url)
+    elif not await is_migrated(settings.database_url):
+        raise CannotStart("The database's tables are missing or of another version. Run: frontrow migrate")
+
+
+async def _prepare(settings: Settings, *, without: frozenset[str]) -> None:
+    await prepare_database(settings)
+    if settings.demo and "concert" not in without:
+        async with composed(settings) as frontrow:
+            await demo.fill_empty(frontrow.deps, say=partial(click.echo, err=True))
+
+
+def _app_of_process(settings: Settings, *, without: frozenset[str]) -> Starlette:
+    configure_logging(settings)
+    return build_app(settings, without=without)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise CannotStart(f"{host}:{port} can't be listened on: {error.strerror}. Try --port.") from error
+    listener.set_inheritable(True)
+    return listener
+
+
+@contextmanager
+def _processor(settings: Settings, *, webhook_url: str) -> Iterator[Settings]:
+    """The settings with a processor in them: Stripe's, or a sandbox that runs beside the API until the end."""
+    if not settings.is_sandboxed:
+        yield settings
+        return
+    secret = secrets.token_hex(16)
+    with _sandbox_thread(settings) as url:
+        httpx.post(
+            f"{url}/_control", json={"webhook_url": webhook_url, "webhook_secret": secret}
+        ).raise_for_status()
+        click.echo(
+            f"Sandbox processor at {url} (POST /_control to make it misbehave, GET /_ledger).", err=True
+        )
+        yield settings.model_copy(
+            update={
+                "stripe_api_key": SecretStr("sk_test_sandbox"),
+                "stripe_api_base": url,
+                "stripe_webhook_secret": SecretStr(secret),
+            }
+        )
+
+
+@contextmanager
+def _sandbox_thread(settings: Settings) -> Iterator[str]:
+    """A sandbox on an event loop of its own, so that the API's processes see it over HTTP like any other."""
+    url: list[str] = []
+    started, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+
+    async def run() -> None:
+        async with running_sandbox(
+            "127.0.0.1", settings.sandbox_port, state_path=_sandbox_state(settings)
+        ) as base:
+            url.append(base)
+            started.set()
+            await stop.wait()
+
+    def main() -> None:
+        try:
+            loop.run_until_complete(run())
+        finally:
+            started.set()
+            loop.close()
+
+    thread = threading.Thread(target=main, name="sandbox", daemon=True)
+    thread.start()
+    started.wait(SANDBOX_START_S)
+    if not url:
+        raise CannotStart(
+            f"The sandbox can't listen on port {settings.sandbox_port}: set FRONTROW_SANDBOX_PORT."
+        )
+    try:
+        yield url[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+def _sandbox_state(settings: Settings) -> Path | None:
+    """Beside the SQLite file: a refund of tomorrow needs the charge of today."""
+    if not settings.is_sqlite:
+        return Path("frontrow-sandbox.db")
+    database = Path(make_url(settings.database_url).database or "frontrow.db")
+    return database.with_name(f"{database.stem}-sandbox.db")

@@ -1,0 +1,138 @@
+"""Everything that goes on without being asked: relay, expiry, reconciler, reaper, the read model's keeper.
+
+Runs inside `serve` or as `frontrow worker`, any number of them: each row is claimed by lease, nobody leads.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import structlog
+
+from domain.booking import BookingChanged, SaleChanged, SaleClosed
+from domain.events import IntentAbandoned, RefundRequested
+from domain.ports import Deps, OpenIntent
+from domain.use_cases.booking import expire_due
+from domain.use_cases.settlement import claim_open_intents, reconcile
+from infra.db.outbox import OutboxQueue
+from infra.read_model import GenerationLost, RebuildableReadModel, Source, rebuild
+from infra.relay import EXPECTED, Relay
+from infra.telemetry import Metrics
+
+log = structlog.get_logger(__name__)
+
+EXPIRE_EVERY_S = 0.25
+RECONCILE_EVERY_S = 0.25
+RECONCILE_MAX = 50
+RECONCILE_PARALLEL = 10
+KEEP_EVERY_S = 1.0
+MEASURE_EVERY_S = 5.0
+REAP_EVERY_S = 600.0
+REAP_MAX = 10_000
+# Keys are kept 72 h (contract, "retry").
+KEY_LIFE = timedelta(hours=72)
+
+
+class Worker:
+    """The tasks of one worker; `run` owns them all."""
+
+    def __init__(
+        self,
+        deps: Deps,
+        queue: OutboxQueue,
+        *,
+        read_model: RebuildableReadModel,
+        source: Source,
+        name: str,
+        metrics: Metrics,
+    ) -> None:
+        self._deps = deps
+        self._queue = queue
+        self._read_model = read_model
+        self._source = source
+        self._metrics = metrics
+        self._lanes = (
+            Relay(deps, queue, kinds=(BookingChanged, SaleChanged), worker=name, metrics=metrics),
+            Relay(
+                deps,
+                queue,
+                kinds=(SaleClosed, RefundRequested, IntentAbandoned),
+                worker=f"{name}-chores",
+                metrics=metrics,
+            ),
+        )
+
+    def wake(self) -> None:
+        """Something was committed."""
+        for lane in self._lanes:
+            lane.wake()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """At work until the block ends; what was claimed and is not done waits for its lease."""
+        task = asyncio.create_task(self.run(), name="worker")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for lane in self._lanes:
+                tasks.create_task(lane.run())
+            tasks.create_task(_every(EXPIRE_EVERY_S, self._expire))
+            tasks.create_task(_every(RECONCILE_EVERY_S, self._reconcile))
+            tasks.create_task(_every(KEEP_EVERY_S, self._keep_read_model))
+            tasks.create_task(_every(MEASURE_EVERY_S, self._measure))
+            tasks.create_task(_every(REAP_EVERY_S, self._reap))
+
+    async def _expire(self) -> None:
+        while await expire_due(self._deps):
+            pass
+
+    async def _reconcile(self) -> None:
+        claimed = await claim_open_intents(self._deps, limit=RECONCILE_MAX)
+        slots = asyncio.Semaphore(RECONCILE_PARALLEL)
+
+        async def look(intent: OpenIntent) -> None:
+            async with slots:
+                try:
+                    await reconcile(self._deps, intent)
+                except EXPECTED as error:
+                    log.warning("reconcile.failed", payment_id=intent.payment_id, error=str(error))
+
+        await asyncio.gather(*(look(intent) for intent in claimed))
+
+    async def _keep_read_model(self) -> None:
+        """Rebuilt where it was flushed, restarted with older data or never filled."""
+        if await self._read_model.check():
+            try:
+                if await rebuild(self._read_model, self._source):
+                    log.info("read_model.rebuilt")
+            except GenerationLost:
+                log.info("read_model.rebuilt_elsewhere")
+
+    async def _measure(self) -> None:
+        depth, oldest_s = await self._queue.lag()
+        self._metrics.outbox_depth.set(depth)
+        self._metrics.outbox_lag_s.set(oldest_s)
+
+    async def _reap(self) -> None:
+        async with self._deps.write() as unit:
+            before = await unit.now() - KEY_LIFE
+            await unit.idempotency.reap(before=before, limit=REAP_MAX)
+            await unit.commit()
+
+
+async def _every(wait_s: float, work: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        try:
+            await work()
+        except EXPECTED as error:
+            log.warning("worker.waits", work=work.__name__, error=str(error))
+        except Exception:
+            log.exception("worker.broke", work=work.__name__)
+        await asyncio.sleep(wait_s)
