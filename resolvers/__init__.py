@@ -1,0 +1,1 @@
+"""How the schema is answered: who asks, then one use case or one read, then a schema type."""

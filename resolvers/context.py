@@ -1,0 +1,43 @@
+"""What a resolver is given beside its arguments: made anew for every operation, on a websocket too."""
+
+from dataclasses import dataclass
+
+import strawberry
+
+from domain.base import PageQuery, UserId
+from domain.booking import BookingStatus
+from domain.concert import ConcertFilter
+from domain.my_page import MyPageView
+from domain.ports import Deps
+from domain.use_cases.my_page import my_page
+from domain.user import Viewer
+from resolvers.loaders import Loaders
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who asks, and what may be reached. `client` is the address that attempts are counted by."""
+
+    viewer: Viewer | None
+    deps: Deps
+    loaders: Loaders
+    request_id: str
+    client: str
+
+    async def concert_total(self, where: ConcertFilter) -> int:
+        """How many catalogue entries the filter leaves."""
+        return await self.deps.reads.concert_total(where)
+
+    async def my_page(
+        self, user_id: UserId, query: PageQuery, *, statuses: frozenset[BookingStatus] | None
+    ) -> MyPageView:
+        """The buyer's page, own writes included."""
+        return await my_page(self.deps, user_id, query, statuses=statuses)
+
+
+Info = strawberry.Info[Context, None]
+
+
+def make_context(deps: Deps, *, viewer: Viewer | None, request_id: str, client: str) -> Context:
+    """The context of one operation."""
+    return Context(viewer=viewer, deps=deps, loaders=Loaders(deps), request_id=request_id, client=client)

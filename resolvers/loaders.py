@@ -1,0 +1,91 @@
+"""Reads by id, gathered into batches: a page costs the same number of statements however long it is.
+
+Loaders remember what they read, so they live as long as one operation, and a mutation makes them forget.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from strawberry.dataloader import DataLoader
+
+from domain.base import BookingId, ConcertId, PaymentId, TicketTypeId, UserId
+from domain.booking import Booking, Sale
+from domain.concert import Concert, TicketType
+from domain.my_page import MyBooking
+from domain.payment import Payment
+from domain.ports import Deps
+from domain.use_cases.my_page import live_sales
+from domain.user import User
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+# As long as the longest page, so that a page is one batch and aliases can't make a statement of any size.
+BATCH_MAX = 100
+
+
+class Loaders:
+    """One operation's loaders. Each answers None where there is no such thing."""
+
+    def __init__(self, deps: Deps) -> None:
+        reads = deps.reads
+        self._users = _loader(reads.users)
+        self._concerts = _loader(reads.concerts)
+        self._ticket_types = _loader(reads.ticket_types)
+        self._ticket_types_of = _loader(reads.ticket_types_of)
+        self._sales = _loader(partial(live_sales, deps))
+        self._bookings = _loader(reads.bookings)
+        self._payments = _loader(reads.payments)
+        self._my_bookings = _loader(reads.my_bookings)
+
+    def user(self, user_id: UserId) -> Awaitable[User | None]:
+        """A person."""
+        return self._users.load(user_id)
+
+    def concert(self, concert_id: ConcertId) -> Awaitable[Concert | None]:
+        """The catalogue's entry."""
+        return self._concerts.load(concert_id)
+
+    def ticket_type(self, ticket_type_id: TicketTypeId) -> Awaitable[TicketType | None]:
+        """The catalogue's ticket type."""
+        return self._ticket_types.load(ticket_type_id)
+
+    async def ticket_types_of(self, concert_id: ConcertId) -> Sequence[TicketType]:
+        """A concert's ticket types in the order registered."""
+        return await self._ticket_types_of.load(concert_id) or ()
+
+    def sale(self, concert_id: ConcertId) -> Awaitable[Sale | None]:
+        """The live count."""
+        return self._sales.load(concert_id)
+
+    def booking(self, booking_id: BookingId) -> Awaitable[Booking | None]:
+        """A booking, whoever's it is."""
+        return self._bookings.load(booking_id)
+
+    def payment(self, payment_id: PaymentId) -> Awaitable[Payment | None]:
+        """An attempt, whoever's it is."""
+        return self._payments.load(payment_id)
+
+    def my_booking(self, booking_id: BookingId) -> Awaitable[MyBooking | None]:
+        """A row of my page, whoever's it is."""
+        return self._my_bookings.load(booking_id)
+
+    def forget(self) -> None:
+        """Nothing read before this is answered again."""
+        self._users.clear_all()
+        self._concerts.clear_all()
+        self._ticket_types.clear_all()
+        self._ticket_types_of.clear_all()
+        self._sales.clear_all()
+        self._bookings.clear_all()
+        self._payments.clear_all()
+        self._my_bookings.clear_all()
+
+
+def _loader(read: Callable[[Collection[K]], Awaitable[Mapping[K, V]]]) -> DataLoader[K, V | None]:
+    async def load(keys: list[K]) -> list[V | None]:
+        found = await read(keys)
+        return [found.get(key) for key in keys]
+
+    return DataLoader(load_fn=load, max_batch_size=BATCH_MAX)
