@@ -1,0 +1,218 @@
+"""The read model of any number of processes, in Redis or Valkey."""
+
+import secrets
+from asyncio import timeout
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from domain.base import ConcertId, Page, PageQuery, UserId
+from domain.booking import Booking, BookingChanged, BookingStatus, ConcertFacts, Sale, SaleChanged
+from domain.my_page import MyBooking, MyPageView
+from infra.read_model import scripts
+from infra.read_model.generation import Batch, Generation, GenerationLost, batch_of_events, booking_key
+
+READ_LIMIT_S = 0.3
+WRITE_LIMIT_S = 1.0
+# Renewed with every batch; a rebuild that died is taken over after this long.
+LEASE_S = 15.0
+CONNECTIONS_MAX = 32
+EVENTS_PER_SCRIPT_MAX = 100
+KEYS_PER_SCAN = 500
+
+_T = TypeVar("_T")
+
+
+@asynccontextmanager
+async def redis_read_model(
+    url: str, *, read_limit_s: float = READ_LIMIT_S, write_limit_s: float = WRITE_LIMIT_S
+) -> AsyncIterator["RedisReadModel"]:
+    """A read model with connections of its own, until the context ends. Starts whether or not Redis is up."""
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=CONNECTIONS_MAX,
+        timeout=write_limit_s,
+        socket_connect_timeout=write_limit_s,
+        socket_timeout=write_limit_s,
+        # One more try, on a new connection, for a pooled one that died while it was idle.
+        retry=Retry(NoBackoff(), 1),
+    )
+    async with Redis.from_pool(pool) as redis:
+        yield RedisReadModel(redis, read_limit_s=read_limit_s, write_limit_s=write_limit_s)
+
+
+class RedisReadModel:
+    """The port `ReadModel`, one script for each call. `scripts` tells what stands where.
+
+    Concurrency: any number of processes may read, project and rebuild.
+    """
+
+    def __init__(self, redis: Redis, *, read_limit_s: float, write_limit_s: float) -> None:
+        self._reading = _Bounded(redis, limit_s=read_limit_s)
+        self._writing = _Bounded(redis, limit_s=write_limit_s)
+
+    async def project(self, events: Sequence[BookingChanged | SaleChanged]) -> None:
+        """Set what the events say. Idempotent; the newest version wins in any order."""
+        for start in range(0, len(events), EVENTS_PER_SCRIPT_MAX):
+            batch = batch_of_events(events[start : start + EVENTS_PER_SCRIPT_MAX])
+            await self._writing.run(scripts.PROJECT, _encode_batch(batch))
+
+    async def sales(self, ids: Collection[ConcertId]) -> Mapping[ConcertId, Sale] | None:
+        """Live counts by concert, of those that are here. One round trip."""
+        docs = await self._reading.run(scripts.READ_SALES, *ids)
+        if docs is None:
+            return None
+        try:
+            return {i: _decode(_SALE, doc) for i, doc in zip(ids, docs, strict=True) if doc is not None}
+        except _Unreadable:
+            return None
+
+    async def my_page(
+        self, user_id: UserId, query: PageQuery, *, statuses: frozenset[BookingStatus] | None
+    ) -> MyPageView | None:
+        """The buyer's page, newest first, forwards only. One round trip, however many bookings there are."""
+        assert query.before is None and not query.is_from_end, "my page is read forwards"
+        after = "" if query.after is None else " ".join(query.after)
+        names = [status.value for status in (BookingStatus if statuses is None else statuses)]
+        answer = await self._reading.run(scripts.READ_PAGE, user_id, query.limit, after, *names)
+        if answer is None:
+            return None
+        version, total, has_next, booking_docs, facts_docs = answer
+        try:
+            bookings = [_decode(_BOOKING, doc) for doc in booking_docs]
+            facts = {fact.concert_id: fact for fact in [_decode(_FACTS, doc) for doc in facts_docs]}
+        except _Unreadable:
+            return None
+        rows = tuple(MyBooking(booking, facts[booking.concert_id]) for booking in bookings)
+        page = Page(rows, has_next=bool(has_next), has_previous=query.after is not None)
+        return MyPageView(version, page, total)
+
+    async def check(self) -> bool:
+        """Whether it must be rebuilt: never filled, emptied, or restarted with old data. Ask each second."""
+        return bool(await self._writing.run(scripts.CHECK))
+
+    async def begin(self) -> Generation | None:
+        """A new, empty generation; None while somebody else fills one."""
+        token = secrets.token_hex(8)
+        if not await self._writing.run(scripts.BEGIN, token, _LEASE_MS):
+            return None
+        return _RedisGeneration(self._writing, token)
+
+    async def concert_ids(self) -> AsyncIterator[ConcertId]:
+        """Every concert it holds, perhaps more than once."""
+        async for name in self._writing.scan(scripts.SCAN_CONCERTS):
+            yield ConcertId(name.decode())
+
+    async def user_ids(self) -> AsyncIterator[UserId]:
+        """Every buyer it holds, perhaps more than once."""
+        async for name in self._writing.scan(scripts.SCAN_USERS):
+            yield UserId(name.decode())
+
+
+class _RedisGeneration:
+    """One generation being filled, under the lease `token`, which is also its name."""
+
+    def __init__(self, writing: "_Bounded", token: str) -> None:
+        self._writing = writing
+        self._token = token
+
+    async def add(self, batch: Batch) -> None:
+        self._require(await self._writing.run(scripts.ADD, self._token, _LEASE_MS, _encode_batch(batch)))
+
+    async def switch(self) -> None:
+        self._require(await self._writing.run(scripts.SWITCH, self._token))
+
+    async def close(self) -> None:
+        # What can't be done now happens later: the lease ends, and the next rebuild sweeps.
+        with suppress(ConnectionError):
+            await self._writing.run(scripts.CLOSE, self._token)
+            async for _ in self._writing.scan(scripts.SWEEP):
+                pass
+
+    def _require(self, answer: int) -> None:
+        if not answer:
+            raise GenerationLost("the lease is lost, or Redis was emptied or restarted")
+
+
+class _Bounded:
+    """Scripts on a Redis, each call bounded in time, every failure a ConnectionError."""
+
+    def __init__(self, redis: Redis, *, limit_s: float) -> None:
+        self._redis = redis
+        self._limit_s = limit_s
+        self._scripts: dict[str, AsyncScript] = {}
+
+    async def run(self, source: str, *arguments: str | int | bytes) -> Any:
+        """The script's answer. Raises: ConnectionError."""
+        script = self._scripts.get(source)
+        if script is None:
+            script = self._scripts[source] = self._redis.register_script(source)
+        try:
+            async with timeout(self._limit_s):
+                return await script(args=arguments)
+        except (RedisError, OSError) as error:
+            raise ConnectionError(f"the read model in Redis does not answer: {error!r}") from error
+
+    async def scan(self, source: str) -> AsyncIterator[bytes]:
+        """All names that a script finds, which takes and answers a cursor."""
+        cursor = b"0"
+        while True:
+            cursor, names = await self.run(source, cursor, KEYS_PER_SCAN)
+            for name in names:
+                yield name
+            if cursor == b"0":
+                return
+
+
+_LEASE_MS = int(LEASE_S * 1_000)
+_SALE = TypeAdapter(Sale)
+_FACTS = TypeAdapter(ConcertFacts)
+_BOOKING = TypeAdapter(Booking)
+
+
+class _Unreadable(Exception):
+    """A document is missing or of another release: as good as no read model."""
+
+
+def _decode(kind: TypeAdapter[_T], doc: bytes | None) -> _T:
+    if doc is None:
+        raise _Unreadable
+    try:
+        return kind.validate_json(doc.partition(b"\n")[2])
+    except ValidationError as error:
+        raise _Unreadable from error
+
+
+def _encode(kind: TypeAdapter[_T], value: _T, *head: str | int) -> str:
+    """The document with the words that scripts read in front."""
+    return " ".join(map(str, head)) + "\n" + kind.dump_json(value).decode()
+
+
+def _encode_batch(batch: Batch) -> bytes:
+    return orjson.dumps(
+        {
+            "sales": [(s.concert_id, s.version, _encode(_SALE, s, s.version)) for s in batch.sales],
+            "facts": [(f.concert_id, f.version, _encode(_FACTS, f, f.version)) for f in batch.facts],
+            "bookings": [
+                (
+                    b.user_id,
+                    b.id,
+                    b.version,
+                    b.status.value,
+                    " ".join(booking_key(b)),
+                    _encode(_BOOKING, b, b.version, b.status.value, b.concert_id),
+                )
+                for b in batch.bookings
+            ],
+            "versions": batch.versions,
+            "changes": batch.changes,
+        }
+    )
