@@ -1,0 +1,215 @@
+"""Bookings, their items, their history, and the buyers' versions."""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, func, select, update
+
+from domain.base import BookingId, ConcertId, Money, PaymentId, PaymentStatus, TicketTypeId, UserId
+from domain.booking import LIVE, PAYABLE, Booking, BookingItem, BookingStatus
+from infra.db.engine import Statements
+from infra.db.tables import among, booking_events, booking_items, bookings, buyers, sales
+
+
+class SqlBookingStore:
+    """`domain.ports.BookingStore` in one transaction."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def add(self, booking: Booking) -> None:
+        """Insert a booking with its items, noting the per-person limit it was made under."""
+        row = {
+            "id": booking.id,
+            "user_id": booking.user_id,
+            "concert_id": booking.concert_id,
+            "ticket_quantity": booking.ticket_quantity,
+            "total_minor": booking.total.amount_minor,
+            "currency": booking.total.currency,
+            "max_tickets_per_user": _limit_of(booking.concert_id),
+            "created_at": booking.created_at,
+            **_changing(booking),
+        }
+        items = [
+            {
+                "booking_id": booking.id,
+                "position": position,
+                "ticket_type_id": item.ticket_type_id,
+                "name": item.name,
+                "quantity": item.quantity,
+                "unit_price_minor": item.unit_price.amount_minor,
+            }
+            for position, item in enumerate(booking.items)
+        ]
+        await self._statements.change(bookings.insert().values(row))
+        await self._statements.change(booking_items.insert().values(items))
+
+    async def lock(self, booking_ids: Sequence[BookingId]) -> list[Booking]:
+        """The bookings that exist, by id, locked until the transaction ends."""
+        rows = await self._statements.rows(
+            select(bookings)
+            .where(self._statements.one_of(bookings.c.id, booking_ids))
+            .order_by(bookings.c.id)
+            .with_for_update()
+        )
+        return await with_items(self._statements, rows)
+
+    async def save(self, old: Booking, new: Booking) -> None:
+        """Compare-and-set on status and version. Raises: AssertionError where the row is not as in `old`."""
+        changed = await self._statements.change(
+            update(bookings)
+            .where(
+                bookings.c.id == old.id,
+                bookings.c.status == old.status.value,
+                bookings.c.version == old.version,
+            )
+            .values(_changing(new))
+        )
+        assert changed == 1, "the booking was locked and read before"
+        if old.status is BookingStatus.EXPIRED and new.status in LIVE:
+            await self._note_limit(new)
+
+    async def add_event(self, booking: Booking, *, was: BookingStatus | None, stock_version: int) -> None:
+        """One row of the booking's history."""
+        row = {
+            "booking_id": booking.id,
+            "version": booking.version,
+            "was": None if was is None else was.value,
+            "status": booking.status.value,
+            "payment_status": None if booking.payment_status is None else booking.payment_status.value,
+            "concert_id": booking.concert_id,
+            "stock_version": stock_version,
+            "occurred_at": booking.updated_at,
+        }
+        await self._statements.change(booking_events.insert().values(row))
+
+    async def live_ticket_quantity(self, user_id: UserId, concert_id: ConcertId) -> int:
+        """The tickets of all live bookings of one person for one concert. Read it under the sale's lock."""
+        (row,) = await self._statements.rows(
+            select(func.coalesce(func.sum(bookings.c.ticket_quantity), 0)).where(
+                bookings.c.concert_id == concert_id,
+                bookings.c.user_id == user_id,
+                among(bookings.c.status, LIVE),
+            )
+        )
+        return int(row[0])
+
+    async def raise_my_page_version(self, user_id: UserId) -> int:
+        """The buyer's next version, without gaps. Locks the buyer's row: the last lock to be taken."""
+        (row,) = await self._statements.rows(
+            self._statements.insert(buyers)
+            .values(user_id=user_id, my_page_version=1)
+            .on_conflict_do_update(
+                index_elements=["user_id"], set_={"my_page_version": buyers.c.my_page_version + 1}
+            )
+            .returning(buyers.c.my_page_version)
+        )
+        return int(row[0])
+
+    async def due(self, now: datetime, *, limit: int) -> list[tuple[ConcertId, BookingId]]:
+        """Bookings whose hold has passed, longest due first, without locking."""
+        rows = await self._statements.rows(
+            select(bookings.c.concert_id, bookings.c.id)
+            .where(among(bookings.c.status, PAYABLE), bookings.c.hold_until <= now)
+            .order_by(bookings.c.hold_until)
+            .limit(limit)
+        )
+        return [(ConcertId(row.concert_id), BookingId(row.id)) for row in rows]
+
+    async def live_of(self, concert_id: ConcertId, *, limit: int) -> list[BookingId]:
+        """Some live bookings of a concert, by id, without locking."""
+        rows = await self._statements.rows(
+            select(bookings.c.id)
+            .where(bookings.c.concert_id == concert_id, among(bookings.c.status, LIVE))
+            .limit(limit)
+        )
+        return sorted(BookingId(row.id) for row in rows)
+
+    async def _note_limit(self, booking: Booking) -> None:
+        """Seats were taken anew under today's limit: it is the one in force for all the person's bookings."""
+        await self._statements.change(
+            update(bookings)
+            .where(
+                bookings.c.concert_id == booking.concert_id,
+                bookings.c.user_id == booking.user_id,
+                among(bookings.c.status, LIVE),
+            )
+            .values(max_tickets_per_user=_limit_of(booking.concert_id))
+        )
+
+
+async def with_items(statements: Statements, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Booking]:
+    """The bookings in rows of `bookings`, in the same order, with their items: one more statement."""
+    items = await items_of(statements, [row.id for row in rows])
+    return [booking_from(row, items[row.id]) for row in rows]
+
+
+async def items_of(
+    statements: Statements, booking_ids: Collection[str]
+) -> dict[str, list[Row[*tuple[Any, ...]]]]:
+    """Rows of `booking_items` by booking, each in its order."""
+    found: defaultdict[str, list[Row[*tuple[Any, ...]]]] = defaultdict(list)
+    if not booking_ids:
+        return found
+    rows = await statements.rows(
+        select(booking_items)
+        .where(statements.one_of(booking_items.c.booking_id, booking_ids))
+        .order_by(booking_items.c.booking_id, booking_items.c.position)
+    )
+    for row in rows:
+        found[row.booking_id].append(row)
+    return found
+
+
+def booking_from(row: Row[*tuple[Any, ...]], items: Sequence[Row[*tuple[Any, ...]]]) -> Booking:
+    """The booking in a row of `bookings` and its rows of `booking_items`."""
+    return Booking(
+        id=BookingId(row.id),
+        user_id=UserId(row.user_id),
+        concert_id=ConcertId(row.concert_id),
+        items=tuple(
+            BookingItem(
+                ticket_type_id=TicketTypeId(item.ticket_type_id),
+                name=item.name,
+                quantity=item.quantity,
+                unit_price=Money(item.unit_price_minor, row.currency),
+            )
+            for item in items
+        ),
+        total=Money(row.total_minor, row.currency),
+        status=BookingStatus(row.status),
+        is_final=row.is_final,
+        hold_until=row.hold_until,
+        is_extended=row.is_extended,
+        is_graced=row.is_graced,
+        retry_pay_at=row.retry_pay_at,
+        payment_id=None if row.payment_id is None else PaymentId(row.payment_id),
+        payment_status=None if row.payment_status is None else PaymentStatus(row.payment_status),
+        decline_code=row.decline_code,
+        version=row.version,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def _changing(booking: Booking) -> dict[str, object]:
+    """The columns that a change may write."""
+    return {
+        "status": booking.status.value,
+        "is_final": booking.is_final,
+        "hold_until": booking.hold_until,
+        "is_extended": booking.is_extended,
+        "is_graced": booking.is_graced,
+        "retry_pay_at": booking.retry_pay_at,
+        "payment_id": booking.payment_id,
+        "payment_status": None if booking.payment_status is None else booking.payment_status.value,
+        "decline_code": booking.decline_code,
+        "version": booking.version,
+        "updated_at": booking.updated_at,
+    }
+
+
+def _limit_of(concert_id: ConcertId) -> Any:
+    return select(sales.c.max_tickets_per_user).where(sales.c.concert_id == concert_id).scalar_subquery()

@@ -1,0 +1,316 @@
+"""Connections to SQLite or PostgreSQL, the transactions on them, and what the database's errors mean.
+
+SQLite has one writer, who queues in this process instead of spinning on a busy file, and readers with
+snapshots of their own. PostgreSQL has a pool each for writers, readers and the catalogue, so that none can
+starve another.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Executable,
+    Interval,
+    Row,
+    Table,
+    Text,
+    event,
+    exc,
+    func,
+    literal,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from domain.base import BadUserInput, DatabaseAway, Overloaded, Unavailable
+from infra.db.tables import UtcDateTime
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseLimits:
+    """How many connections, and how long anything may take. SQLite always has one writer."""
+
+    writers: int = 10
+    readers: int = 8
+    catalogue_readers: int = 4
+    queue_s: float = 10.0
+    connect_s: float = 5.0
+    statement_s: float = 10.0
+    lock_s: float = 5.0
+    catalogue_lock_s: float = 1.0
+
+
+class LockTimeout(DatabaseAway):
+    """A lock, or the whole statement, took too long."""
+
+
+class TableMissing(Exception):
+    """A table is not there, or not ours to read."""
+
+
+class Pool:
+    """Some connections, and a queue of bounded patience in front of them: first come, first served."""
+
+    def __init__(self, engine: AsyncEngine, *, size: int, queue_s: float) -> None:
+        self.engine = engine
+        # SQLAlchemy's own queue lets newcomers overtake, so that somebody may wait for ever.
+        self._free = asyncio.Semaphore(size)
+        self._queue_s = queue_s
+        # Without a transaction around it one statement costs one round trip instead of three. SQLite's driver
+        # can't be told so, and has no round trips.
+        options = {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        self._without_transaction = engine.execution_options(**options)
+
+    def transaction(self) -> AbstractAsyncContextManager["Statements"]:
+        """Rolled back at the end unless committed. Raises: Overloaded, DatabaseAway."""
+        return self._statements(self.engine)
+
+    def single(self) -> AbstractAsyncContextManager["Statements"]:
+        """For one statement that reads, a snapshot by itself. Raises: Overloaded, DatabaseAway."""
+        return self._statements(self._without_transaction)
+
+    @asynccontextmanager
+    async def _statements(self, engine: AsyncEngine) -> AsyncIterator["Statements"]:
+        try:
+            async with asyncio.timeout(self._queue_s):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise Overloaded from error
+        try:
+            async with AsyncExitStack() as stack:
+                with port_errors():
+                    connection = await stack.enter_async_context(engine.connect())
+                statements = Statements(connection)
+                await statements.begin()
+                yield statements
+        finally:
+            self._free.release()
+
+
+class Statements:
+    """The statements of one transaction. Raises (all methods): DatabaseAway, TableMissing."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self.is_postgres = connection.dialect.name == "postgresql"
+
+    async def rows(self, statement: Executable) -> Sequence[Row[*tuple[Any, ...]]]:
+        """All rows."""
+        return (await self._run(statement)).all()
+
+    async def row(self, statement: Executable) -> Row[*tuple[Any, ...]] | None:
+        """The only row, if there is one."""
+        return (await self._run(statement)).one_or_none()
+
+    async def change(self, statement: Executable) -> int:
+        """How many rows were written."""
+        return (await self._run(statement)).rowcount
+
+    async def begin(self) -> None:
+        """Start the transaction; on SQLite a writer has the file to itself from here on."""
+        with port_errors():
+            await self._connection.begin()
+
+    async def commit(self) -> None:
+        """All of it is durable. Raises: DatabaseAway where that is not certain."""
+        with port_errors():
+            await self._connection.commit()
+
+    async def now(self) -> datetime:
+        """The database's clock at this moment. SQLite runs on this machine, and has this clock."""
+        if not self.is_postgres:
+            return datetime.now(UTC)
+        (row,) = await self.rows(select(func.clock_timestamp()))
+        now: datetime = row[0]
+        return now
+
+    def clock(self, *, plus_s: float = 0.0) -> ColumnElement[datetime]:
+        """The database's clock when the statement began, an index can be searched with it."""
+        later = timedelta(seconds=plus_s)
+        if not self.is_postgres:
+            return literal(datetime.now(UTC) + later, UtcDateTime)
+        moment: ColumnElement[datetime] = func.statement_timestamp(type_=UtcDateTime)
+        return moment + literal(later, Interval) if plus_s else moment
+
+    def insert(self, table: Table) -> "postgresql.Insert | sqlite.Insert":
+        """An INSERT that knows ON CONFLICT."""
+        return postgresql.insert(table) if self.is_postgres else sqlite.insert(table)
+
+    def one_of(self, column: Column[Any], ids: Collection[str]) -> ColumnElement[bool]:
+        """`column` is one of `ids`, in one prepared statement for any number of them."""
+        if self.is_postgres:
+            return column == func.any(literal(list(ids), ARRAY(Text)))
+        return column.in_(list(ids))
+
+    async def allow_s(self, statement_s: float) -> None:
+        """Let each statement of this transaction run for so long; 0 is for ever."""
+        if self.is_postgres:
+            await self.rows(select(func.set_config("statement_timeout", f"{statement_s * 1_000:.0f}", True)))
+
+    @asynccontextmanager
+    async def catalogue(self, *, lock_s: float) -> AsyncIterator[None]:
+        """Inside, the catalogue's tables may be locked or gone. Raises: Unavailable in that case."""
+        if self.is_postgres:
+            await self.rows(select(func.set_config("lock_timeout", f"{lock_s * 1_000:.0f}", True)))
+        with catalogue_errors():
+            yield
+        if self.is_postgres:
+            await self._run(text("SET LOCAL lock_timeout TO DEFAULT"))
+
+    async def _run(self, statement: Executable) -> CursorResult[*tuple[Any, ...]]:
+        with port_errors():
+            try:
+                return await self._connection.execute(statement)
+            except OSError:
+                # Not one of the driver's errors, so SQLAlchemy would keep the dead connection.
+                await self._connection.invalidate()
+                raise
+
+
+# ---------------------------------------------------------------- engines
+def is_sqlite(url: str) -> bool:
+    """Whether it names a SQLite file. Raises: ValueError for anything but a file and PostgreSQL."""
+    parsed = make_url(url)
+    if parsed.drivername == "postgresql+asyncpg":
+        return False
+    if parsed.drivername != "sqlite+aiosqlite" or parsed.database in (None, "", ":memory:"):
+        raise ValueError("the database is sqlite+aiosqlite:///FILE or postgresql+asyncpg://...")
+    return True
+
+
+def sqlite_engine(url: str, limits: DatabaseLimits, *, writes: bool) -> AsyncEngine:
+    """One writer, or readers that can't write."""
+    engine = create_async_engine(
+        url,
+        pool_size=1 if writes else limits.readers,
+        max_overflow=0,
+        hide_parameters=True,
+        # The driver's own transaction control off: it begins too late and never for a SELECT.
+        connect_args={"isolation_level": None, "timeout": limits.lock_s},
+    )
+    begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
+
+    def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        # FULL: a commit that answered is on the disk, also after a power cut.
+        settings = ["journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"]
+        for setting in settings if writes else [*settings, "query_only = ON"]:
+            cursor.execute(f"PRAGMA {setting}")
+        cursor.close()
+
+    def start(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine.sync_engine, "connect", prepare)
+    event.listen(engine.sync_engine, "begin", start)
+    return engine
+
+
+def postgres_engine(
+    url: str,
+    limits: DatabaseLimits,
+    *,
+    size: int,
+    isolation: str = "READ COMMITTED",
+    lock_s: float | None = None,
+) -> AsyncEngine:
+    """A pool whose connections notice a restarted server before they are used."""
+    server_settings = {
+        "application_name": "frontrow",
+        "lock_timeout": f"{(lock_s or limits.lock_s) * 1_000:.0f}",
+        "statement_timeout": f"{limits.statement_s * 1_000:.0f}",
+        # A process that stands still in the middle of a transaction lets go of its locks.
+        "idle_in_transaction_session_timeout": f"{limits.statement_s * 1_000:.0f}",
+    }
+    engine = create_async_engine(
+        url,
+        pool_size=size,
+        max_overflow=0,
+        hide_parameters=True,
+        isolation_level=isolation,
+        connect_args={
+            "timeout": limits.connect_s,
+            # Past the server's own time-out: only for a server that does not answer at all.
+            "command_timeout": limits.statement_s + 2.0,
+            "server_settings": server_settings,
+        },
+    )
+
+    def check_out(connection: DBAPIConnection, _: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
+        # The event loop has seen the end of a lost connection already: no round trip is needed to know.
+        if connection.driver_connection.is_closed():
+            raise exc.InvalidatePoolError
+
+    event.listen(engine.sync_engine, "checkout", check_out)
+    return engine
+
+
+# ---------------------------------------------------------------- errors
+# SQLSTATE classes (PostgreSQL documentation, appendix A): connection, rollback, resources, operator, system.
+_AWAY_CLASSES = frozenset({"08", "40", "53", "57", "58"})
+# 25006: a primary that became a standby. 25P03: it stood still for too long inside a transaction.
+_AWAY_STATES = frozenset({"25006", "25P03"})
+_TIMEOUT_STATES = frozenset({"55P03", "57014"})
+_MISSING_STATES = frozenset({"42P01", "42501"})  # undefined_table, insufficient_privilege
+_BAD_TEXT_STATE = "22021"  # character_not_in_repertoire: NUL
+_UNSTORABLE = "A text contains NUL or half a surrogate pair."
+_SQLITE_AWAY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")
+
+
+@contextmanager
+def port_errors() -> Iterator[None]:
+    """Turn what the library raises into what the ports promise; a programmer's mistake stays what it is."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        meaning = _meaning(error)
+        if meaning is None:
+            raise
+        raise meaning from error
+    except exc.TimeoutError as error:
+        raise Overloaded from error
+    except OSError as error:
+        raise DatabaseAway from error
+    except UnicodeEncodeError as error:
+        raise BadUserInput(_UNSTORABLE) from error
+
+
+@contextmanager
+def catalogue_errors() -> Iterator[None]:
+    """Turn a table that is locked, gone or too much asked for into Unavailable."""
+    try:
+        yield
+    except (LockTimeout, TableMissing, Overloaded) as error:
+        raise Unavailable("concert") from error
+
+
+def _meaning(error: exc.DBAPIError) -> Exception | None:
+    if isinstance(error.orig, sqlite3.Error):
+        name = getattr(error.orig, "sqlite_errorname", "")
+        if name.startswith(_SQLITE_AWAY) or error.connection_invalidated:
+            return DatabaseAway()
+        return TableMissing(str(error.orig)) if str(error.orig).startswith("no such table") else None
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if state == _BAD_TEXT_STATE or isinstance(getattr(error.orig, "__cause__", None), asyncpg.DataError):
+        return BadUserInput(_UNSTORABLE)
+    if state in _TIMEOUT_STATES:
+        return LockTimeout()
+    if error.connection_invalidated or state[:2] in _AWAY_CLASSES or state in _AWAY_STATES:
+        return DatabaseAway()
+    return TableMissing(str(error.orig)) if state in _MISSING_STATES else None

@@ -1,0 +1,120 @@
+"""Events waiting to be told: written with what they tell of, claimed by lease, deleted once they are told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import delete, func, select, update
+
+from domain.events import Event
+from infra.codec import decode_event, encode_event
+from infra.db.engine import Pool, Statements
+from infra.db.tables import outbox
+
+ERROR_MAX_LENGTH = 1_000
+# A row that can't be read is set aside for so long: it may be a newer release's.
+UNREADABLE_RETRY_S = 300.0
+
+
+class SqlOutbox:
+    """`domain.ports.Outbox` in one transaction. `added` is what was put in so far."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+        self.added: list[Event] = []
+
+    async def add(self, event: Event) -> None:
+        """Tell it after the commit, at least once."""
+        kind, payload = encode_event(event)
+        now = self._statements.clock()
+        await self._statements.change(
+            outbox.insert().values(kind=kind, payload=payload, created_at=now, due_at=now, attempts=0)
+        )
+        self.added.append(event)
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """One claimed event. `attempts` counts this one too."""
+
+    id: int
+    event: Event
+    attempts: int
+    created_at: datetime
+
+
+class OutboxQueue:
+    """The relay's side, each call a transaction of its own. Raises (all methods): DatabaseAway, Overloaded."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def claim(
+        self, *, worker: str, lease_s: float, limit: int, kinds: Sequence[type[Event]]
+    ) -> list[OutboxRow]:
+        """Up to `limit` due rows of these kinds, oldest first, nobody else's for `lease_s`.
+
+        Concurrency: two workers never get the same row; the lease is committed when this returns, and a row
+        whose lease ran out is claimed anew. What is due is looked for, not what comes after the last one seen:
+        a transaction that commits late is found.
+        """
+        names = [kind.__name__ for kind in kinds]
+        async with self._pool.transaction() as statements:
+            due = (
+                select(outbox.c.id)
+                .where(outbox.c.due_at <= statements.clock(), outbox.c.kind.in_(names))
+                .order_by(outbox.c.due_at, outbox.c.id)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+                .cte("due")
+            )
+            rows = await statements.rows(
+                update(outbox)
+                .where(outbox.c.id.in_(select(due.c.id)))
+                .values(
+                    due_at=statements.clock(plus_s=lease_s), worker=worker, attempts=outbox.c.attempts + 1
+                )
+                .returning(outbox)
+            )
+            claimed = []
+            for row in sorted(rows, key=lambda row: (row.created_at, row.id)):
+                try:
+                    event = decode_event(row.kind, row.payload)
+                except ValueError as error:
+                    await _set_aside(statements, row.id, error=str(error), retry_after_s=UNREADABLE_RETRY_S)
+                    continue
+                claimed.append(OutboxRow(row.id, event, row.attempts, row.created_at))
+            await statements.commit()
+        return claimed
+
+    async def done(self, ids: Sequence[int]) -> None:
+        """These are told: forget them. May repeat."""
+        if not ids:
+            return
+        async with self._pool.transaction() as statements:
+            # In one order, in case a worker whose lease ran out deletes the same ones.
+            told = select(outbox.c.id).where(outbox.c.id.in_(ids)).order_by(outbox.c.id).with_for_update()
+            await statements.rows(told)
+            await statements.change(delete(outbox).where(outbox.c.id.in_(ids)))
+            await statements.commit()
+
+    async def failed(self, row_id: int, *, error: str, retry_after_s: float) -> None:
+        """This one is tried again then; the others go on."""
+        async with self._pool.transaction() as statements:
+            await _set_aside(statements, row_id, error=error, retry_after_s=retry_after_s)
+            await statements.commit()
+
+    async def lag(self) -> tuple[int, float]:
+        """How many events wait, and for how many seconds the oldest has."""
+        async with self._pool.transaction() as statements:
+            (row,) = await statements.rows(select(func.count(), func.min(outbox.c.created_at)))
+            age_s = 0.0 if row[1] is None else (await statements.now() - row[1]).total_seconds()
+        return row[0], max(0.0, age_s)
+
+
+async def _set_aside(statements: Statements, row_id: int, *, error: str, retry_after_s: float) -> None:
+    await statements.change(
+        update(outbox)
+        .where(outbox.c.id == row_id)
+        .values(due_at=statements.clock(plus_s=retry_after_s), worker=None, error=error[:ERROR_MAX_LENGTH])
+    )

@@ -1,0 +1,240 @@
+"""Attempts, their intents at the processor, refunds, and the webhooks heard."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, select, text, update
+
+from domain.base import BookingId, Money, PaymentId, PaymentStatus, UserId
+from domain.payment import Payment
+from domain.ports import IntentRecord, OpenIntent
+from infra.db.engine import Statements
+from infra.db.tables import among, payment_intents, payments, webhook_events
+
+# An intent was touched: whoever touched it gets so long before the reconciler looks at it.
+SETTLE_DELAY_S = 1.0
+
+
+class SqlPaymentStore:
+    """`domain.ports.PaymentStore` in one transaction."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    # ------------------------------------------------------------ attempts
+    async def add(self, payment: Payment) -> None:
+        """Insert an attempt as it is sent."""
+        row = {
+            "id": payment.id,
+            "booking_id": payment.booking_id,
+            "user_id": payment.user_id,
+            "amount_minor": payment.amount.amount_minor,
+            "currency": payment.amount.currency,
+            "refund_number": 0,
+            "created_at": payment.created_at,
+            **_changing(payment),
+        }
+        await self._statements.change(payments.insert().values(row))
+
+    async def of_booking(self, booking_id: BookingId) -> list[Payment]:
+        """All attempts of a booking, oldest first. Read it under the booking's lock."""
+        rows = await self._statements.rows(
+            select(payments)
+            .where(payments.c.booking_id == booking_id)
+            .order_by(payments.c.created_at, payments.c.id)
+        )
+        return [payment_from(row) for row in rows]
+
+    async def save(self, old: Payment, new: Payment) -> None:
+        """Compare-and-set on the status. Raises: AssertionError where the row is not as in `old`."""
+        changed = await self._statements.change(
+            update(payments)
+            .where(payments.c.id == old.id, payments.c.status == old.status.value)
+            .values(_changing(new))
+        )
+        assert changed == 1, "the attempt was read under its booking's lock"
+
+    async def get(self, payment_id: PaymentId) -> Payment | None:
+        """One attempt."""
+        row = await self._statements.row(select(payments).where(payments.c.id == payment_id))
+        return None if row is None else payment_from(row)
+
+    async def save_action(
+        self, payment_id: PaymentId, *, client_secret: str, redirect_url: str | None
+    ) -> None:
+        """Keep what the buyer needs to authenticate."""
+        await self._change_one(payment_id, client_secret=client_secret, redirect_url=redirect_url)
+
+    async def action(self, payment_id: PaymentId) -> tuple[str, str | None]:
+        """The client secret and the page on which the buyer authenticates."""
+        (row,) = await self._statements.rows(
+            select(payments.c.client_secret, payments.c.redirect_url).where(payments.c.id == payment_id)
+        )
+        return row.client_secret or "", row.redirect_url
+
+    # ------------------------------------------------------------ intents
+    async def open_intent(self, booking_id: BookingId) -> IntentRecord | None:
+        """The booking's one live intent. Read it under the booking's lock."""
+        return await self._intent(payment_intents.c.booking_id == booking_id, _IS_OPEN)
+
+    async def intent(self, payment_id: PaymentId) -> IntentRecord | None:
+        """The intent whose metadata carries this id. Read it under the booking's lock."""
+        return await self._intent(payment_intents.c.payment_id == payment_id)
+
+    async def with_open_intents(self, booking_ids: Sequence[BookingId]) -> set[BookingId]:
+        """Those that have a live intent."""
+        rows = await self._statements.rows(
+            select(payment_intents.c.booking_id).where(
+                self._statements.one_of(payment_intents.c.booking_id, booking_ids), _IS_OPEN
+            )
+        )
+        return {BookingId(row.booking_id) for row in rows}
+
+    async def put_intent(self, record: IntentRecord) -> None:
+        """Insert or overwrite. Look at it again soon, while it is not closed."""
+        values = {
+            "intent_id": record.intent_id,
+            "create_number": record.create_number,
+            "charge_id": record.charge_id,
+            "is_closed": record.is_closed,
+            "creating_until": record.creating_until,
+            "creating_key": record.creating_key,
+            # Without the processor's id nothing can be asked, and no money can have moved.
+            "look_at": None
+            if record.is_closed or record.intent_id is None
+            else self._statements.clock(plus_s=SETTLE_DELAY_S),
+            "asked": 0,
+        }
+        await self._statements.change(
+            self._statements.insert(payment_intents)
+            .values(payment_id=record.payment_id, booking_id=record.booking_id, **values)
+            .on_conflict_do_update(index_elements=["payment_id"], set_=values)
+        )
+
+    async def find_booking(self, *, payment_id: PaymentId | None, intent_id: str | None) -> BookingId | None:
+        """The booking that an intent's metadata, or its id, belongs to."""
+        found = None
+        if payment_id is not None:
+            found = await self._intent(payment_intents.c.payment_id == payment_id)
+        if found is None and intent_id is not None:
+            found = await self._intent(payment_intents.c.intent_id == intent_id)
+        return None if found is None else found.booking_id
+
+    async def claim_open_intents(self, *, lease_s: float, limit: int) -> list[OpenIntent]:
+        """Intents due for a look, leased to the caller. Concurrency: two callers never get the same one."""
+        due = (
+            select(payment_intents.c.payment_id)
+            .where(payment_intents.c.look_at <= self._statements.clock())
+            .order_by(payment_intents.c.look_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("due")
+        )
+        rows = await self._statements.rows(
+            update(payment_intents)
+            .where(payment_intents.c.payment_id.in_(select(due.c.payment_id)))
+            .values(look_at=self._statements.clock(plus_s=lease_s))
+            .returning(payment_intents)
+        )
+        return [
+            OpenIntent(
+                payment_id=PaymentId(row.payment_id),
+                booking_id=BookingId(row.booking_id),
+                intent_id=row.intent_id,
+                asked=row.asked,
+            )
+            for row in rows
+        ]
+
+    async def look_again(self, payment_id: PaymentId, *, after_s: float) -> None:
+        """Put the next look at this intent then, and count that one was in vain. A closed one stays closed."""
+        await self._statements.change(
+            update(payment_intents)
+            .where(payment_intents.c.payment_id == payment_id, payment_intents.c.look_at.is_not(None))
+            .values(look_at=self._statements.clock(plus_s=after_s), asked=payment_intents.c.asked + 1)
+        )
+
+    # ------------------------------------------------------------ refunds and webhooks
+    async def next_refund_number(self, payment_id: PaymentId) -> int:
+        """The number for the next refund request's key; rises after an answer that would only be repeated."""
+        (row,) = await self._statements.rows(
+            select(payments.c.refund_number).where(payments.c.id == payment_id)
+        )
+        return int(row.refund_number)
+
+    async def raise_refund_number(self, payment_id: PaymentId) -> None:
+        """The processor stored an error under the last refund key: use a new one."""
+        await self._change_one(payment_id, refund_number=payments.c.refund_number + 1)
+
+    async def failed_refunds(self, *, limit: int) -> list[Payment]:
+        """Attempts whose refund failed, oldest first."""
+        rows = await self._statements.rows(
+            select(payments)
+            .where(among(payments.c.status, {PaymentStatus.REFUND_FAILED}))
+            .order_by(payments.c.created_at)
+            .limit(limit)
+        )
+        return [payment_from(row) for row in rows]
+
+    async def add_webhook(self, event_id: str) -> bool:
+        """Whether this is the event's first time. Concurrency: waits for a parallel one to commit."""
+        added = await self._statements.change(
+            self._statements.insert(webhook_events)
+            .values(event_id=event_id, received_at=self._statements.clock())
+            .on_conflict_do_nothing(index_elements=["event_id"])
+        )
+        return added == 1
+
+    async def _intent(self, *where: ColumnElement[bool]) -> IntentRecord | None:
+        row = await self._statements.row(select(payment_intents).where(*where))
+        if row is None:
+            return None
+        return IntentRecord(
+            payment_id=PaymentId(row.payment_id),
+            booking_id=BookingId(row.booking_id),
+            intent_id=row.intent_id,
+            create_number=row.create_number,
+            charge_id=row.charge_id,
+            is_closed=row.is_closed,
+            creating_until=row.creating_until,
+            creating_key=row.creating_key,
+        )
+
+    async def _change_one(self, payment_id: PaymentId, **values: object) -> None:
+        changed = await self._statements.change(
+            update(payments).where(payments.c.id == payment_id).values(**values)
+        )
+        assert changed == 1, "the attempt exists"
+
+
+# In these words on both databases, or the partial index is not used.
+_IS_OPEN: ColumnElement[bool] = text("NOT is_closed")  # type: ignore[assignment]
+
+
+def payment_from(row: Row[*tuple[Any, ...]]) -> Payment:
+    """The attempt in a row of `payments`."""
+    return Payment(
+        id=PaymentId(row.id),
+        booking_id=BookingId(row.booking_id),
+        user_id=UserId(row.user_id),
+        amount=Money(row.amount_minor, row.currency),
+        status=PaymentStatus(row.status),
+        payment_method_id=row.payment_method_id,
+        intent_id=row.intent_id,
+        decline_code=row.decline_code,
+        created_at=row.created_at,
+        captured_at=row.captured_at,
+        refunded_at=row.refunded_at,
+    )
+
+
+def _changing(payment: Payment) -> dict[str, object]:
+    """The columns that a change may write."""
+    return {
+        "status": payment.status.value,
+        "payment_method_id": payment.payment_method_id,
+        "intent_id": payment.intent_id,
+        "decline_code": payment.decline_code,
+        "captured_at": payment.captured_at,
+        "refunded_at": payment.refunded_at,
+    }

@@ -1,0 +1,167 @@
+"""Sales and their stock."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Row, Select, func, select, update
+
+from domain.base import ConcertId, Money, TicketTypeId
+from domain.booking import LIVE, Sale, StockLine
+from infra.db.engine import Statements
+from infra.db.tables import REFUND_OPEN, among, bookings, sale_stock, sales
+
+
+class SqlSaleStore:
+    """`domain.ports.SaleStore` in one transaction."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def add(self, sale: Sale) -> None:
+        """Open a sale."""
+        lines = [
+            {"concert_id": sale.concert_id, "position": position, **_line_row(line)}
+            for position, line in enumerate(sale.stock)
+        ]
+        await self._statements.change(sales.insert().values(_sale_row(sale)))
+        await self._statements.change(sale_stock.insert().values(lines))
+
+    async def lock(self, concert_id: ConcertId) -> Sale | None:
+        """Lock the sale row first, then read it and its stock: nobody else moves them until the end."""
+        row = await self._statements.row(
+            select(sales).where(sales.c.concert_id == concert_id).with_for_update()
+        )
+        if row is None:
+            return None
+        # A statement of its own: under READ COMMITTED it sees what was committed while the first one waited.
+        lines = await self._statements.rows(
+            select(sale_stock).where(sale_stock.c.concert_id == concert_id).order_by(sale_stock.c.position)
+        )
+        return _sale_from(row, lines)
+
+    async def get(self, concert_id: ConcertId) -> Sale | None:
+        """Read without a lock, in one consistent snapshot."""
+        rows = await self._statements.rows(SALES_WITH_STOCK.where(sales.c.concert_id == concert_id))
+        return next(iter(sales_from(rows)), None)
+
+    async def save(self, old: Sale, new: Sale) -> None:
+        """Write what differs, where the rows still are as in `old`. Raises: AssertionError otherwise."""
+        assert [line.ticket_type_id for line in old.stock] == [line.ticket_type_id for line in new.stock]
+        changed = await self._statements.change(
+            update(sales)
+            .where(sales.c.concert_id == old.concert_id, sales.c.version == old.version)
+            .values(_differing(_sale_row(old), _sale_row(new)))
+        )
+        assert changed == 1, "the sale was locked and read before"
+        for was, line in sorted(zip(old.stock, new.stock, strict=True), key=_by_id):
+            if was == line:
+                continue
+            changed = await self._statements.change(
+                update(sale_stock)
+                .where(
+                    sale_stock.c.ticket_type_id == was.ticket_type_id,
+                    sale_stock.c.capacity == was.capacity,
+                    sale_stock.c.held == was.held,
+                    sale_stock.c.sold == was.sold,
+                )
+                .values(_differing(_line_row(was), _line_row(line)))
+            )
+            assert changed == 1, "the stock moves under the sale's lock only"
+
+    async def unsettled(self, concert_id: ConcertId) -> tuple[int, int]:
+        """How many bookings of it are live, and how many refunds of it are pending or failed."""
+        of_concert = bookings.c.concert_id == concert_id
+        live = select(func.count()).select_from(bookings).where(of_concert, among(bookings.c.status, LIVE))
+        refunds = (
+            select(func.count())
+            .select_from(bookings)
+            .where(of_concert, among(bookings.c.payment_status, REFUND_OPEN))
+        )
+        (row,) = await self._statements.rows(select(live.scalar_subquery(), refunds.scalar_subquery()))
+        return row[0], row[1]
+
+
+# One statement, hence one snapshot: the rows of a sale follow each other.
+SALES_WITH_STOCK: Select[*tuple[Any, ...]] = (
+    select(
+        sales,
+        sale_stock.c.ticket_type_id,
+        sale_stock.c.name,
+        sale_stock.c.price_minor,
+        sale_stock.c.currency,
+        sale_stock.c.capacity,
+        sale_stock.c.held,
+        sale_stock.c.sold,
+    )
+    .join(sale_stock, sale_stock.c.concert_id == sales.c.concert_id)
+    .order_by(sales.c.concert_id, sale_stock.c.position)
+)
+
+
+def sales_from(rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Sale]:
+    """The sales in rows of `SALES_WITH_STOCK`."""
+    found = []
+    for _, group in groupby(rows, key=lambda row: row.concert_id):
+        lines = list(group)
+        found.append(_sale_from(lines[0], lines))
+    return found
+
+
+def _sale_from(row: Row[*tuple[Any, ...]], lines: Sequence[Row[*tuple[Any, ...]]]) -> Sale:
+    return Sale(
+        concert_id=ConcertId(row.concert_id),
+        title=row.title,
+        venue=row.venue,
+        starts_at=row.starts_at,
+        sales_open_at=row.sales_open_at,
+        sales_close_at=row.sales_close_at,
+        max_tickets_per_user=row.max_tickets_per_user,
+        is_cancelled=row.is_cancelled,
+        version=row.version,
+        stock=tuple(
+            StockLine(
+                ticket_type_id=TicketTypeId(line.ticket_type_id),
+                name=line.name,
+                price=Money(line.price_minor, line.currency),
+                capacity=line.capacity,
+                held=line.held,
+                sold=line.sold,
+            )
+            for line in lines
+        ),
+    )
+
+
+def _sale_row(sale: Sale) -> dict[str, object]:
+    return {
+        "concert_id": sale.concert_id,
+        "title": sale.title,
+        "venue": sale.venue,
+        "starts_at": sale.starts_at,
+        "sales_open_at": sale.sales_open_at,
+        "sales_close_at": sale.sales_close_at,
+        "max_tickets_per_user": sale.max_tickets_per_user,
+        "is_cancelled": sale.is_cancelled,
+        "version": sale.version,
+    }
+
+
+def _line_row(line: StockLine) -> dict[str, object]:
+    return {
+        "ticket_type_id": line.ticket_type_id,
+        "name": line.name,
+        "price_minor": line.price.amount_minor,
+        "currency": line.price.currency,
+        "capacity": line.capacity,
+        "held": line.held,
+        "sold": line.sold,
+    }
+
+
+def _differing(old: dict[str, object], new: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in new.items() if value != old[name]}
+
+
+def _by_id(pair: tuple[StockLine, StockLine]) -> str:
+    return pair[0].ticket_type_id

@@ -1,0 +1,395 @@
+"""The tables, their limits and their indexes; every index names the query it serves.
+
+A module's tables refer to nobody else's: no foreign key leaves its module, so bookings work with the
+catalogue's tables locked or gone. The same definitions hold on SQLite and PostgreSQL; `migrations/` makes
+them.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    literal_column,
+    text,
+)
+from sqlalchemy.types import TypeEngine
+
+from domain.base import PaymentStatus
+from domain.booking import LIVE, PAYABLE, BookingStatus
+from domain.concert import ConcertStatus
+from domain.user import UserRole
+
+# A booking has at most one of these: money that came in and has not gone back.
+CAPTURED_NOT_REFUNDED = frozenset(
+    {PaymentStatus.CAPTURED, PaymentStatus.REFUND_PENDING, PaymentStatus.REFUND_FAILED}
+)
+REFUND_OPEN = frozenset({PaymentStatus.REFUND_PENDING, PaymentStatus.REFUND_FAILED})
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware times in, aware UTC out. SQLite keeps text of fixed width, so that it sorts and compares."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """`timestamptz` on PostgreSQL, 32 characters of text on SQLite."""
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """Raises: AssertionError for a naive time."""
+        if value is None:
+            return None
+        assert value.tzinfo is not None, "a naive time reached the database"
+        if dialect.name == "sqlite":
+            return value.astimezone(UTC).isoformat(timespec="microseconds")
+        return value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """The same instant in UTC."""
+        if value is None:
+            return None
+        # SQLite aggregates and PostgreSQL's sessions in other zones are met here as well.
+        return (datetime.fromisoformat(value) if isinstance(value, str) else value).astimezone(UTC)
+
+
+def among(column: Column[Any], values: Iterable[Enum]) -> ColumnElement[bool]:
+    """`column IN (...)` with the names in the statement's own text: bound ones match no partial index."""
+    return column.in_([literal_column(name) for name in _quoted(values)])
+
+
+def _quoted(values: Iterable[Enum]) -> list[str]:
+    # Sorted, because SQLite takes a partial index only for a list in the same order.
+    return sorted(f"'{value.value}'" for value in values)
+
+
+def _status(column: str, values: Iterable[Enum]) -> str:
+    return f"{column} IN ({', '.join(_quoted(values))})"
+
+
+def _where(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+# Byte order, the same on both databases and in Python; also what makes comparing ids cheap.
+_ordered = Text().with_variant(Text(collation="C"), "postgresql")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+# ---------------------------------------------------------------- user
+users = Table(
+    "users",
+    metadata,
+    Column("id", _ordered, primary_key=True),
+    Column("email", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("password_hash", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("email"),
+    CheckConstraint(_status("role", UserRole), name="role"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", _ordered, primary_key=True),
+    Column("user_id", _ordered, ForeignKey("users.id"), nullable=False),
+    Column("token_hash", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    UniqueConstraint("token_hash"),
+    # UserStore.add_session: forget the person's sessions that have ended.
+    Index("ix_sessions_user_id_expires_at", "user_id", "expires_at"),
+)
+
+# ---------------------------------------------------------------- concert
+concerts = Table(
+    "concerts",
+    metadata,
+    Column("id", _ordered, primary_key=True),
+    Column("title", _ordered, nullable=False),
+    Column("performer", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("venue", Text, nullable=False),
+    Column("time_zone", Text, nullable=False),
+    Column("starts_at", UtcDateTime, nullable=False),
+    Column("sales_open_at", UtcDateTime, nullable=False),
+    Column("sales_close_at", UtcDateTime, nullable=False),
+    Column("max_tickets_per_user", Integer, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    # Title, performer and venue in folded case, one per line: SQLite folds ASCII only, Python all of Unicode.
+    Column("search_text", Text, nullable=False),
+    CheckConstraint(_status("status", ConcertStatus), name="status"),
+    CheckConstraint("max_tickets_per_user > 0", name="max_tickets_per_user"),
+    # Reads.concert_page by start, both ways.
+    Index("ix_concerts_starts_at_id", "starts_at", "id"),
+    # Reads.concert_page by title.
+    Index("ix_concerts_title_id", "title", "id"),
+)
+
+ticket_types = Table(
+    "ticket_types",
+    metadata,
+    Column("id", _ordered, primary_key=True),
+    Column("concert_id", _ordered, ForeignKey("concerts.id"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("price_minor", Integer, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("capacity", Integer, nullable=False),
+    CheckConstraint("capacity >= 0", name="capacity"),
+    # Reads.ticket_types_of, in the order registered.
+    UniqueConstraint("concert_id", "position"),
+)
+
+# ---------------------------------------------------------------- booking: the sale
+sales = Table(
+    "sales",
+    metadata,
+    Column("concert_id", _ordered, primary_key=True),
+    Column("title", Text, nullable=False),
+    Column("venue", Text, nullable=False),
+    Column("starts_at", UtcDateTime, nullable=False),
+    Column("sales_open_at", UtcDateTime, nullable=False),
+    Column("sales_close_at", UtcDateTime, nullable=False),
+    Column("max_tickets_per_user", Integer, nullable=False),
+    Column("is_cancelled", Boolean, nullable=False),
+    Column("version", Integer, nullable=False),
+    CheckConstraint("version > 0", name="version"),
+    CheckConstraint("max_tickets_per_user > 0", name="max_tickets_per_user"),
+)
+
+sale_stock = Table(
+    "sale_stock",
+    metadata,
+    Column("ticket_type_id", _ordered, primary_key=True),
+    Column("concert_id", _ordered, ForeignKey("sales.concert_id"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("price_minor", Integer, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("capacity", Integer, nullable=False),
+    Column("held", Integer, nullable=False),
+    Column("sold", Integer, nullable=False),
+    CheckConstraint("held >= 0", name="held"),
+    CheckConstraint("sold >= 0", name="sold"),
+    CheckConstraint("held + sold <= capacity", name="capacity"),
+    # SaleStore.lock and get, Reads.sales: a sale's lines in the order registered.
+    UniqueConstraint("concert_id", "position"),
+)
+
+# ---------------------------------------------------------------- booking: bookings
+bookings = Table(
+    "bookings",
+    metadata,
+    Column("id", _ordered, primary_key=True),
+    Column("user_id", _ordered, nullable=False),
+    Column("concert_id", _ordered, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("is_final", Boolean, nullable=False),
+    Column("ticket_quantity", Integer, nullable=False),
+    Column("total_minor", Integer, nullable=False),
+    Column("currency", Text, nullable=False),
+    # The per-person limit in force when its seats were taken, for `frontrow verify`.
+    Column("max_tickets_per_user", Integer, nullable=False),
+    Column("hold_until", UtcDateTime, nullable=False),
+    Column("is_extended", Boolean, nullable=False),
+    Column("is_graced", Boolean, nullable=False),
+    Column("retry_pay_at", UtcDateTime),
+    Column("payment_id", _ordered),
+    Column("payment_status", Text),
+    Column("decline_code", Text),
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    CheckConstraint(_status("status", BookingStatus), name="status"),
+    CheckConstraint(_status("payment_status", PaymentStatus), name="payment_status"),
+    CheckConstraint("version > 0", name="version"),
+    CheckConstraint("ticket_quantity > 0", name="ticket_quantity"),
+    # BookingStore.due: holds that have passed, longest due first.
+    Index("ix_bookings_hold_until", "hold_until", **_where(_status("status", PAYABLE))),
+    # BookingStore.live_ticket_quantity (read from the index alone), live_of and SaleStore.unsettled.
+    Index(
+        "ix_bookings_concert_id_user_id",
+        "concert_id",
+        "user_id",
+        "ticket_quantity",
+        **_where(_status("status", LIVE)),
+    ),
+    # SaleStore.unsettled: refunds of a concert that are pending or failed.
+    Index("ix_bookings_refund", "concert_id", **_where(_status("payment_status", REFUND_OPEN))),
+    # Reads.my_page and my_changes: a buyer's bookings, read backwards for the newest.
+    Index("ix_bookings_user_id_created_at_id", "user_id", "created_at", "id"),
+    # Reads.my_page of some statuses.
+    Index("ix_bookings_user_id_status_created_at_id", "user_id", "status", "created_at", "id"),
+)
+
+booking_items = Table(
+    "booking_items",
+    metadata,
+    Column("booking_id", _ordered, ForeignKey("bookings.id"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("ticket_type_id", _ordered, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("quantity", Integer, nullable=False),
+    Column("unit_price_minor", Integer, nullable=False),
+    # The booking's items in their order.
+    PrimaryKeyConstraint("booking_id", "position"),
+    CheckConstraint("quantity > 0", name="quantity"),
+)
+
+booking_events = Table(
+    "booking_events",
+    metadata,
+    Column("booking_id", _ordered, ForeignKey("bookings.id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("was", Text),
+    Column("status", Text, nullable=False),
+    Column("payment_status", Text),
+    # With the concert it gives all changes of one concert their total order.
+    Column("concert_id", _ordered, nullable=False),
+    Column("stock_version", Integer, nullable=False),
+    Column("occurred_at", UtcDateTime, nullable=False),
+    # One booking's history, oldest first.
+    PrimaryKeyConstraint("booking_id", "version"),
+)
+
+buyers = Table(
+    "buyers",
+    metadata,
+    Column("user_id", _ordered, primary_key=True),
+    Column("my_page_version", Integer, nullable=False),
+    CheckConstraint("my_page_version > 0", name="my_page_version"),
+)
+
+# ---------------------------------------------------------------- payment
+payments = Table(
+    "payments",
+    metadata,
+    Column("id", _ordered, primary_key=True),
+    Column("booking_id", _ordered, nullable=False),
+    Column("user_id", _ordered, nullable=False),
+    Column("amount_minor", Integer, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("payment_method_id", Text, nullable=False),
+    Column("intent_id", Text, nullable=False),
+    Column("decline_code", Text),
+    Column("client_secret", Text),
+    Column("redirect_url", Text),
+    # Goes into the refund's idempotency key; rises after an answer that would only be repeated.
+    Column("refund_number", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("captured_at", UtcDateTime),
+    Column("refunded_at", UtcDateTime),
+    CheckConstraint(_status("status", PaymentStatus), name="status"),
+    # PaymentStore.of_booking, oldest first.
+    Index("ix_payments_booking_id_created_at", "booking_id", "created_at"),
+    # Nobody's money is taken twice; also `frontrow verify`, booking by booking.
+    Index(
+        "uq_payments_captured",
+        "booking_id",
+        unique=True,
+        **_where(_status("status", CAPTURED_NOT_REFUNDED)),
+    ),
+    # PaymentStore.failed_refunds, oldest first.
+    Index(
+        "ix_payments_failed_refund",
+        "created_at",
+        **_where(_status("status", {PaymentStatus.REFUND_FAILED})),
+    ),
+)
+
+payment_intents = Table(
+    "payment_intents",
+    metadata,
+    Column("payment_id", _ordered, primary_key=True),
+    Column("booking_id", _ordered, nullable=False),
+    Column("intent_id", Text),
+    Column("create_number", Integer, nullable=False),
+    Column("charge_id", Text),
+    Column("is_closed", Boolean, nullable=False),
+    Column("creating_until", UtcDateTime),
+    Column("creating_key", Text),
+    # When the reconciler looks next; null when there is nothing more to see.
+    Column("look_at", UtcDateTime),
+    Column("asked", Integer, nullable=False),
+    # PaymentStore.find_booking by the processor's id.
+    UniqueConstraint("intent_id"),
+    # PaymentStore.open_intent and with_open_intents; a booking has one at most.
+    Index("uq_payment_intents_open", "booking_id", unique=True, **_where("NOT is_closed")),
+    # PaymentStore.claim_open_intents, longest due first.
+    Index("ix_payment_intents_look_at", "look_at", **_where("look_at IS NOT NULL")),
+)
+
+webhook_events = Table(
+    "webhook_events",
+    metadata,
+    Column("event_id", Text, primary_key=True),
+    Column("received_at", UtcDateTime, nullable=False),
+)
+
+# ---------------------------------------------------------------- across modules
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("user_id", _ordered, nullable=False),
+    Column("mutation", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("arguments_hash", Text, nullable=False),
+    Column("reference", Text),
+    Column("refusal", Text),
+    Column("claimed_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("user_id", "mutation", "key"),
+    # IdempotencyStore.reap, oldest first.
+    Index("ix_idempotency_keys_claimed_at", "claimed_at"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    # Not an order: a transaction that commits late keeps its small id.
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    # Not before this: written at first, then the end of a worker's lease, then the time of the next attempt.
+    Column("due_at", UtcDateTime, nullable=False),
+    Column("worker", Text),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text),
+    # OutboxQueue.claim, longest due first.
+    Index("ix_outbox_due_at_id", "due_at", "id"),
+    # OutboxQueue.lag.
+    Index("ix_outbox_created_at", "created_at"),
+)
