@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -17,6 +16,7 @@ from redis.exceptions import RedisError
 from domain.base import ConcertId, Page, PageQuery, UserId
 from domain.booking import Booking, BookingChanged, BookingStatus, ConcertFacts, Sale, SaleChanged
 from domain.my_page import MyBooking, MyPageView
+from infra import codec
 from infra.read_model import scripts
 from infra.read_model.generation import Batch, Generation, GenerationLost, batch_of_events, booking_key
 
@@ -71,7 +71,7 @@ class RedisReadModel:
         if docs is None:
             return None
         try:
-            return {i: _decode(_SALE, doc) for i, doc in zip(ids, docs, strict=True) if doc is not None}
+            return {i: _decode(Sale, doc) for i, doc in zip(ids, docs, strict=True) if doc is not None}
         except _Unreadable:
             return None
 
@@ -87,8 +87,8 @@ class RedisReadModel:
             return None
         version, total, has_next, booking_docs, facts_docs = answer
         try:
-            bookings = [_decode(_BOOKING, doc) for doc in booking_docs]
-            facts = {fact.concert_id: fact for fact in [_decode(_FACTS, doc) for doc in facts_docs]}
+            bookings = [_decode(Booking, doc) for doc in booking_docs]
+            facts = {fact.concert_id: fact for fact in [_decode(ConcertFacts, doc) for doc in facts_docs]}
         except _Unreadable:
             return None
         rows = tuple(MyBooking(booking, facts[booking.concert_id]) for booking in bookings)
@@ -173,34 +173,31 @@ class _Bounded:
 
 
 _LEASE_MS = int(LEASE_S * 1_000)
-_SALE = TypeAdapter(Sale)
-_FACTS = TypeAdapter(ConcertFacts)
-_BOOKING = TypeAdapter(Booking)
 
 
 class _Unreadable(Exception):
     """A document is missing or of another release: as good as no read model."""
 
 
-def _decode(kind: TypeAdapter[_T], doc: bytes | None) -> _T:
+def _decode(kind: type[_T], doc: bytes | None) -> _T:
     if doc is None:
         raise _Unreadable
     try:
-        return kind.validate_json(doc.partition(b"\n")[2])
-    except ValidationError as error:
+        return codec.decode(kind, doc.partition(b"\n")[2])
+    except ValueError as error:
         raise _Unreadable from error
 
 
-def _encode(kind: TypeAdapter[_T], value: _T, *head: str | int) -> str:
+def _encode(value: Sale | ConcertFacts | Booking, *head: str | int) -> str:
     """The document with the words that scripts read in front."""
-    return " ".join(map(str, head)) + "\n" + kind.dump_json(value).decode()
+    return " ".join(map(str, head)) + "\n" + codec.encode(value).decode()
 
 
 def _encode_batch(batch: Batch) -> bytes:
     return orjson.dumps(
         {
-            "sales": [(s.concert_id, s.version, _encode(_SALE, s, s.version)) for s in batch.sales],
-            "facts": [(f.concert_id, f.version, _encode(_FACTS, f, f.version)) for f in batch.facts],
+            "sales": [(s.concert_id, s.version, _encode(s, s.version)) for s in batch.sales],
+            "facts": [(f.concert_id, f.version, _encode(f, f.version)) for f in batch.facts],
             "bookings": [
                 (
                     b.user_id,
@@ -208,7 +205,7 @@ def _encode_batch(batch: Batch) -> bytes:
                     b.version,
                     b.status.value,
                     " ".join(booking_key(b)),
-                    _encode(_BOOKING, b, b.version, b.status.value, b.concert_id),
+                    _encode(b, b.version, b.status.value, b.concert_id),
                 )
                 for b in batch.bookings
             ],
