@@ -235,9 +235,11 @@ def _text(value: object) -> str | None:
 
 @dataclass(slots=True)
 class _Wire:
-    """Whether any byte of the request under way may have reached the processor."""
+    """The request under way: its time limit, whether any byte of it may have left, the answer's status."""
 
+    timeout_s: float
     is_touched: bool = False
+    status: int = 0
 
 
 _wire: ContextVar[_Wire] = ContextVar("_wire")
@@ -253,10 +255,10 @@ class _Declined(Exception):
 
 async def _answer(call: Callable[[], Awaitable[T]], *, timeout_ms: int) -> T:
     """The library's answer within the time limit. Raises: GatewayError, _Declined."""
-    wire = _Wire()
+    wire = _Wire(timeout_s=timeout_ms / 1_000)
     token = _wire.set(wire)
     try:
-        async with asyncio.timeout(timeout_ms / 1_000):
+        async with asyncio.timeout(wire.timeout_s):
             return await call()
     except TimeoutError as error:
         raise _silence(f"no answer within {timeout_ms} ms", wire) from error
@@ -264,6 +266,9 @@ async def _answer(call: Callable[[], Awaitable[T]], *, timeout_ms: int) -> T:
         raise _silence(f"no answer: {error.__cause__!r}", wire) from error
     except stripe.StripeError as error:
         raise _meaning(error) from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # The library trips over errors that are not in Stripe's shape, as proxies make them.
+        raise _meaning(stripe.APIError(repr(error), http_status=wire.status)) from error
     finally:
         _wire.reset(token)
 
@@ -278,7 +283,7 @@ def _silence(message: str, wire: _Wire) -> GatewayError:
 def _meaning(error: stripe.StripeError) -> GatewayError | _Declined:
     """What an answer with an error says about the money (DESIGN.md, "One payment")."""
     status = error.http_status or 0
-    if status in {401, 403} or isinstance(error, stripe.RateLimitError):
+    if status in {401, 403, 429} or isinstance(error, stripe.RateLimitError):
         return NotSent(f"the processor answered {status}", retry_after_ms=_retry_after_ms(error))
     if status == 409 or not 400 <= status < 500:
         return OutcomeUnknown(f"the processor answered {status}", is_stored=status >= 500)
@@ -297,10 +302,15 @@ def _retry_after_ms(error: stripe.StripeError) -> int:
 
 
 def _intent(intent: stripe.PaymentIntent) -> Intent:
+    """The library's object as ours. Raises: OutcomeUnknown where a success carried no intent we understand."""
     try:
-        status = IntentStatus(intent.status)
-    except ValueError as error:
-        raise OutcomeUnknown(f"an intent came back as {intent.status!r}", is_stored=False) from error
+        return _understood(intent)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise OutcomeUnknown("the processor's answer is no intent we understand", is_stored=False) from error
+
+
+def _understood(intent: stripe.PaymentIntent) -> Intent:
+    status = IntentStatus(intent.status)
     latest = intent.latest_charge
     charge = latest if isinstance(latest, stripe.Charge) else None
     payment_id = intent.metadata.to_dict().get("payment_id")
@@ -350,8 +360,6 @@ class _HttpxClient(stripe.HTTPClient):
     def __init__(self) -> None:
         super().__init__()
         self._client = httpx.AsyncClient(
-            # asyncio.timeout limits the whole call; httpx would limit each of its steps.
-            timeout=None,
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
             # A processor on this machine is never behind the proxy that the environment may name.
             mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None},
@@ -370,11 +378,19 @@ class _HttpxClient(stripe.HTTPClient):
 
         try:
             answer = await self._client.request(
-                method, url, headers=headers, content=post_data or None, extensions={"trace": trace}
+                method,
+                url,
+                headers=headers,
+                content=post_data or None,
+                # asyncio.timeout limits the whole call, httpx each of its steps. Connecting gives up before that,
+                # because a TLS handshake that is cancelled leaves its socket to the garbage collector.
+                timeout=httpx.Timeout(None, connect=0.9 * wire.timeout_s),
+                extensions={"trace": trace},
             )
         except httpx.HTTPError as error:
             message = f"{type(error).__name__}: {error}"
             raise stripe.APIConnectionError(message) from error  # type: ignore[no-untyped-call]
+        wire.status = answer.status_code
         return answer.content, answer.status_code, answer.headers
 
     async def close_async(self) -> None:

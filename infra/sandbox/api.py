@@ -52,7 +52,7 @@ def build_sandbox(*, state_path: Path | None = None) -> Starlette:
         Route("/refunds", _api(refunds.create_refund), methods=["POST"]),
         Route("/refunds", _api(refunds.list_refunds), methods=["GET"]),
         Route("/refunds/{id}", _api(refunds.retrieve_refund), methods=["GET"]),
-        Route("/{rest:path}", _api(_no_such_url)),
+        Route("/{rest:path}", _api(_no_such_url), methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
     ]
     pages = [
         Route("/_control", _control, methods=["GET", "POST"]),
