@@ -14,7 +14,7 @@ from infra.db.tables import concerts, ticket_types
 class SqlConcertStore:
     """`domain.ports.ConcertStore` in one transaction. Raises (all methods): Unavailable."""
 
-    def __init__(self, statements: Statements, *, lock_s: float) -> None:
+    def __init__(self, statements: Statements, *, lock_s: float | None) -> None:
         self._statements = statements
         self._lock_s = lock_s
 

@@ -54,6 +54,8 @@ class DatabaseLimits:
     statement_s: float = 10.0
     lock_s: float = 5.0
     catalogue_lock_s: float = 1.0
+    # For what looks at everything there is, such as `frontrow verify`.
+    patient_statement_s: float = 3_600.0
 
 
 class LockTimeout(DatabaseAway):
@@ -158,14 +160,14 @@ class Statements:
             return column == func.any(literal(list(ids), ARRAY(Text)))
         return column.in_(list(ids))
 
-    async def allow_s(self, statement_s: float) -> None:
-        """Let each statement of this transaction run for so long; 0 is for ever."""
-        if self.is_postgres:
-            await self.rows(select(func.set_config("statement_timeout", f"{statement_s * 1_000:.0f}", True)))
-
     @asynccontextmanager
-    async def catalogue(self, *, lock_s: float) -> AsyncIterator[None]:
-        """Inside, the catalogue's tables may be locked or gone. Raises: Unavailable in that case."""
+    async def catalogue(self, *, lock_s: float | None) -> AsyncIterator[None]:
+        """Inside, the catalogue's tables may be locked or gone; with None they are left out.
+
+        Raises: Unavailable in all three cases.
+        """
+        if lock_s is None:
+            raise Unavailable("concert")
         if self.is_postgres:
             await self.rows(select(func.set_config("lock_timeout", f"{lock_s * 1_000:.0f}", True)))
         with catalogue_errors():

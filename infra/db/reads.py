@@ -15,6 +15,7 @@ from domain.base import (
     PaymentId,
     SessionId,
     TicketTypeId,
+    Unavailable,
     UserId,
 )
 from domain.booking import Booking, BookingStatus, ConcertFacts, Sale
@@ -44,7 +45,7 @@ from infra.db.users import user_from
 class SqlReads:
     """`domain.ports.Reads`. Raises (all methods): DatabaseAway, Overloaded; those of the catalogue: Unavailable."""
 
-    def __init__(self, readers: Pool, *, catalogue: Pool) -> None:
+    def __init__(self, readers: Pool, *, catalogue: Pool | None) -> None:
         self._readers = readers
         self._catalogue_readers = catalogue
 
@@ -211,6 +212,8 @@ class SqlReads:
 
     @asynccontextmanager
     async def _catalogue(self) -> AsyncIterator[Statements]:
+        if self._catalogue_readers is None:
+            raise Unavailable("concert")
         with catalogue_errors():
             async with self._catalogue_readers.single() as statements:
                 yield statements

@@ -82,7 +82,8 @@ def _quoted(values: Iterable[Enum]) -> list[str]:
     return sorted(f"'{value.value}'" for value in values)
 
 
-def _status(column: str, values: Iterable[Enum]) -> str:
+def status_in(column: str, values: Iterable[Enum]) -> str:
+    """`column IN (...)` as text."""
     return f"{column} IN ({', '.join(_quoted(values))})"
 
 
@@ -115,7 +116,7 @@ users = Table(
     Column("password_hash", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("email"),
-    CheckConstraint(_status("role", UserRole), name="role"),
+    CheckConstraint(status_in("role", UserRole), name="role"),
 )
 
 sessions = Table(
@@ -149,7 +150,7 @@ concerts = Table(
     Column("created_at", UtcDateTime, nullable=False),
     # Title, performer and venue in folded case, one per line: SQLite folds ASCII only, Python all of Unicode.
     Column("search_text", Text, nullable=False),
-    CheckConstraint(_status("status", ConcertStatus), name="status"),
+    CheckConstraint(status_in("status", ConcertStatus), name="status"),
     CheckConstraint("max_tickets_per_user > 0", name="max_tickets_per_user"),
     # Reads.concert_page by start, both ways.
     Index("ix_concerts_starts_at_id", "starts_at", "id"),
@@ -232,22 +233,22 @@ bookings = Table(
     Column("version", Integer, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
-    CheckConstraint(_status("status", BookingStatus), name="status"),
-    CheckConstraint(_status("payment_status", PaymentStatus), name="payment_status"),
+    CheckConstraint(status_in("status", BookingStatus), name="status"),
+    CheckConstraint(status_in("payment_status", PaymentStatus), name="payment_status"),
     CheckConstraint("version > 0", name="version"),
     CheckConstraint("ticket_quantity > 0", name="ticket_quantity"),
     # BookingStore.due: holds that have passed, longest due first.
-    Index("ix_bookings_hold_until", "hold_until", **_where(_status("status", PAYABLE))),
+    Index("ix_bookings_hold_until", "hold_until", **_where(status_in("status", PAYABLE))),
     # BookingStore.live_ticket_quantity (read from the index alone), live_of and SaleStore.unsettled.
     Index(
         "ix_bookings_concert_id_user_id",
         "concert_id",
         "user_id",
         "ticket_quantity",
-        **_where(_status("status", LIVE)),
+        **_where(status_in("status", LIVE)),
     ),
     # SaleStore.unsettled: refunds of a concert that are pending or failed.
-    Index("ix_bookings_refund", "concert_id", **_where(_status("payment_status", REFUND_OPEN))),
+    Index("ix_bookings_refund", "concert_id", **_where(status_in("payment_status", REFUND_OPEN))),
     # Reads.my_page and my_changes: a buyer's bookings, read backwards for the newest.
     Index("ix_bookings_user_id_created_at_id", "user_id", "created_at", "id"),
     # Reads.my_page of some statuses.
@@ -312,7 +313,7 @@ payments = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("captured_at", UtcDateTime),
     Column("refunded_at", UtcDateTime),
-    CheckConstraint(_status("status", PaymentStatus), name="status"),
+    CheckConstraint(status_in("status", PaymentStatus), name="status"),
     # PaymentStore.of_booking, oldest first.
     Index("ix_payments_booking_id_created_at", "booking_id", "created_at"),
     # Nobody's money is taken twice; also `frontrow verify`, booking by booking.
@@ -320,13 +321,13 @@ payments = Table(
         "uq_payments_captured",
         "booking_id",
         unique=True,
-        **_where(_status("status", CAPTURED_NOT_REFUNDED)),
+        **_where(status_in("status", CAPTURED_NOT_REFUNDED)),
     ),
     # PaymentStore.failed_refunds, oldest first.
     Index(
         "ix_payments_failed_refund",
         "created_at",
-        **_where(_status("status", {PaymentStatus.REFUND_FAILED})),
+        **_where(status_in("status", {PaymentStatus.REFUND_FAILED})),
     ),
 )
 

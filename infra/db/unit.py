@@ -2,7 +2,10 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from domain.events import Event
 from infra.db.bookings import SqlBookingStore
@@ -30,7 +33,7 @@ class SqlWriteUnit:
         self,
         statements: Statements,
         *,
-        catalogue_lock_s: float,
+        catalogue_lock_s: float | None,
         on_commit: Callable[[Sequence[Event]], None],
     ) -> None:
         self._statements = statements
@@ -55,7 +58,11 @@ class SqlWriteUnit:
 
 
 class Database:
-    """One database. `on_commit` hears the events of each commit at once; it must not fail or wait."""
+    """One database; connections are made when they are needed.
+
+    `on_commit` hears the events of each commit at once; it must not fail or wait. With "concert" among the
+    modules `left_out`, whatever needs the catalogue's tables is Unavailable.
+    """
 
     def __init__(
         self,
@@ -63,43 +70,50 @@ class Database:
         *,
         limits: DatabaseLimits | None = None,
         on_commit: Callable[[Sequence[Event]], None] = lambda _: None,
+        left_out: frozenset[str] = frozenset(),
     ) -> None:
-        self.limits = limits or DatabaseLimits()
+        limits = limits or DatabaseLimits()
+        has_catalogue = "concert" not in left_out
         self._on_commit = on_commit
-        self.writers, self.readers, self._catalogue_readers = _pools(url, self.limits)
-        self.reads = SqlReads(self.readers, catalogue=self._catalogue_readers)
+        self._catalogue_lock_s = limits.catalogue_lock_s if has_catalogue else None
+        self._pools = _pools(url, limits)
+        self.writers, self.readers, catalogue_readers, self.patient_readers = self._pools
+        self.reads = SqlReads(self.readers, catalogue=catalogue_readers if has_catalogue else None)
         self.outbox = OutboxQueue(self.writers)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[SqlWriteUnit]:
         """A transaction that may write, rolled back unless committed. Raises: Overloaded, DatabaseAway."""
         async with self.writers.transaction() as statements:
-            yield SqlWriteUnit(
-                statements, catalogue_lock_s=self.limits.catalogue_lock_s, on_commit=self._on_commit
-            )
+            yield SqlWriteUnit(statements, catalogue_lock_s=self._catalogue_lock_s, on_commit=self._on_commit)
 
     async def close(self) -> None:
         """Nothing of it is open any more."""
-        for pool in {self.writers, self.readers, self._catalogue_readers}:
+        for pool in self._pools:
             await pool.engine.dispose()
 
 
-def _pools(url: str, limits: DatabaseLimits) -> tuple[Pool, Pool, Pool]:
-    """Writers, readers, and readers of the catalogue."""
+def _pools(url: str, limits: DatabaseLimits) -> tuple[Pool, Pool, Pool, Pool]:
+    """Writers, readers, readers of the catalogue, and readers of everything."""
     if is_sqlite(url):
         writers = Pool(sqlite_engine(url, limits, writes=True), size=1, queue_s=limits.queue_s)
         reading = sqlite_engine(url, limits, writes=False)
         readers = Pool(reading, size=limits.readers, queue_s=limits.queue_s)
-        # SQLite can't lock one table, so nobody waits for the catalogue alone.
-        return writers, readers, readers
+        # SQLite can't lock one table, and has no time-outs for statements.
+        return writers, readers, readers, readers
     writing = postgres_engine(url, limits, size=limits.writers)
     reading = postgres_engine(url, limits, size=limits.readers, isolation="REPEATABLE READ")
     catalogue = postgres_engine(url, limits, size=limits.catalogue_readers, lock_s=limits.catalogue_lock_s)
+    patience = replace(limits, statement_s=limits.patient_statement_s)
+    patient = postgres_engine(url, patience, size=1, isolation="REPEATABLE READ")
     return (
         Pool(writing, size=limits.writers, queue_s=limits.queue_s),
-        Pool(
-            reading.execution_options(postgresql_readonly=True), size=limits.readers, queue_s=limits.queue_s
-        ),
+        Pool(_read_only(reading), size=limits.readers, queue_s=limits.queue_s),
         # Who finds them all waiting for a lock does not queue for long.
-        Pool(catalogue, size=limits.catalogue_readers, queue_s=limits.catalogue_lock_s),
+        Pool(_read_only(catalogue), size=limits.catalogue_readers, queue_s=limits.catalogue_lock_s),
+        Pool(_read_only(patient), size=1, queue_s=limits.queue_s),
     )
+
+
+def _read_only(engine: AsyncEngine) -> AsyncEngine:
+    return engine.execution_options(postgresql_readonly=True)

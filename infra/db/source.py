@@ -1,0 +1,71 @@
+"""The write side from end to end, for filling a read model and for comparing it."""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+
+from sqlalchemy import select
+
+from domain.base import UserId
+from domain.booking import Sale
+from domain.my_page import MyBooking
+from infra.db.engine import Pool
+from infra.db.reads import MY_BOOKINGS, my_bookings_from
+from infra.db.sales import SALES_WITH_STOCK, sales_from
+from infra.db.tables import bookings, buyers, sales
+from infra.db.unit import Database
+from infra.read_model.generation import BuyerSnapshot
+
+SALES_PER_BATCH = 500
+BUYERS_PER_BATCH = 200
+
+
+class WriteSideSource:
+    """`infra.read_model.Source`: each batch is one snapshot, taken when it is asked for.
+
+    Nothing is held open between two batches. Raises: DatabaseAway, Overloaded.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._readers: Pool = database.readers
+
+    async def sales(self) -> AsyncIterator[Sequence[Sale]]:
+        """Every sale once, by concert id."""
+        last = ""
+        while True:
+            some = (
+                select(sales.c.concert_id)
+                .where(sales.c.concert_id > last)
+                .order_by(sales.c.concert_id)
+                .limit(SALES_PER_BATCH)
+            )
+            async with self._readers.transaction() as statements:
+                rows = await statements.rows(SALES_WITH_STOCK.where(sales.c.concert_id.in_(some)))
+            batch = sales_from(rows)
+            if not batch:
+                return
+            yield batch
+            last = batch[-1].concert_id
+
+    async def buyers(self) -> AsyncIterator[Sequence[BuyerSnapshot]]:
+        """Every buyer whose version is above 0, once, by id, with all their bookings."""
+        last = ""
+        while True:
+            async with self._readers.transaction() as statements:
+                some = await statements.rows(
+                    select(buyers)
+                    .where(buyers.c.user_id > last)
+                    .order_by(buyers.c.user_id)
+                    .limit(BUYERS_PER_BATCH)
+                )
+                ids = [row.user_id for row in some]
+                rows = await statements.rows(MY_BOOKINGS.where(statements.one_of(bookings.c.user_id, ids)))
+                found = await my_bookings_from(statements, rows)
+            if not some:
+                return
+            owned: defaultdict[str, list[MyBooking]] = defaultdict(list)
+            for my_booking in found:
+                owned[my_booking.booking.user_id].append(my_booking)
+            yield [
+                BuyerSnapshot(UserId(row.user_id), row.my_page_version, owned[row.user_id]) for row in some
+            ]
+            last = ids[-1]
