@@ -14,7 +14,7 @@ from schema.common import given
 from schema.my_page import BookingUpdate, MyPage
 
 
-async def my_page(info: Info) -> MyPage:
+def my_page(info: Info) -> MyPage:
     """The viewer's page. Raises: Unauthenticated."""
     return MyPage.of(signed_in(info))
 
@@ -34,4 +34,5 @@ async def watch_my_booking_updates(
 ) -> AsyncGenerator[BookingUpdate, None]:
     """The viewer's bookings, then every newer state of any of them. Raises: Unauthenticated."""
     viewer = signed_in(info)
+    # Its first state may be long in coming: there may be no booking yet.
     return shown(watch_my_bookings(info.context.deps, viewer, since=given(since)), BookingUpdate.of)

@@ -7,7 +7,7 @@ from schema.results import LogInResult, LogOutSuccess, SignInSuccess, SignUpResu
 from schema.user import LogInInput, Session, SignUpInput, User
 
 
-async def viewer(info: Info) -> User | None:
+def viewer(info: Info) -> User | None:
     """Who is signed in, None where nobody is."""
     seen_by = info.context.viewer
     return None if seen_by is None else User.of(seen_by.user, seen_by=seen_by)

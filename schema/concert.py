@@ -260,10 +260,10 @@ class ConcertFilter:
         ),
     )
     starts_after: datetime | None = strawberry.field(
-        default=strawberry.UNSET, description="Only concerts that start at or after this."
+        default=strawberry.UNSET, description="Only concerts that start later than this."
     )
     starts_before: datetime | None = strawberry.field(
-        default=strawberry.UNSET, description="Only concerts that start before this."
+        default=strawberry.UNSET, description="Only concerts that start earlier than this."
     )
     on_sale: bool | None = strawberry.field(
         default=strawberry.UNSET,
