@@ -1,0 +1,86 @@
+"""Every door to the outside as a Protocol, and `Deps`, the frozen bag of them that each use case is given."""
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from domain.ports.live import EventStream, Listener, LiveUpdates, Message, Resync
+from domain.ports.means import AttemptLimiter, Passwords, Randomness
+from domain.ports.processor import PaymentGateway
+from domain.ports.reading import ReadModel, Reads
+from domain.ports.writing import (
+    BookingStore,
+    ConcertStore,
+    IdempotencyStore,
+    IntentRecord,
+    KeyScope,
+    OpenIntent,
+    Outbox,
+    PaymentStore,
+    SaleStore,
+    StoredOutcome,
+    UserStore,
+    WriteUnit,
+)
+
+__all__ = [
+    "AttemptLimiter",
+    "BookingStore",
+    "ConcertStore",
+    "Deps",
+    "Doors",
+    "EventStream",
+    "IdempotencyStore",
+    "IntentRecord",
+    "KeyScope",
+    "Listener",
+    "LiveUpdates",
+    "Message",
+    "OpenIntent",
+    "Outbox",
+    "Passwords",
+    "PaymentGateway",
+    "PaymentStore",
+    "Randomness",
+    "ReadModel",
+    "Reads",
+    "Resync",
+    "Rules",
+    "SaleStore",
+    "StoredOutcome",
+    "UserStore",
+    "WriteUnit",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The numbers that use cases decide by. Units stand in the names."""
+
+    hold_s: int
+    session_s: int
+    payment_timeout_ms: int
+    settle_after_s: float
+
+
+class Doors(Protocol):
+    """How to open a transaction."""
+
+    def __call__(self) -> AbstractAsyncContextManager[WriteUnit]:
+        """A transaction that may write."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """Everything a use case may reach, built once in the composition root."""
+
+    write: Doors
+    reads: Reads
+    read_model: ReadModel
+    live: LiveUpdates
+    gateway: PaymentGateway
+    passwords: Passwords
+    randomness: Randomness
+    limiter: AttemptLimiter
+    rules: Rules

@@ -1,0 +1,43 @@
+"""Small doors: passwords, randomness, and how often one may try."""
+
+from typing import Protocol
+
+
+class Passwords(Protocol):
+    """Slow hashes. Concurrency: bounded and off the event loop. Raises: Overloaded where too many wait."""
+
+    async def hash(self, password: str) -> str:
+        """A hash to store."""
+        ...
+
+    async def matches(self, password: str, *, stored: str | None) -> bool:
+        """Whether it is the password. With None it takes as long and answers False, so no address is given away."""
+        ...
+
+
+class Randomness(Protocol):
+    """Ids and secrets."""
+
+    def new_id(self) -> str:
+        """A fresh id; later ones sort later, nearly."""
+        ...
+
+    def new_token(self) -> str:
+        """A fresh access token, 256 bits."""
+        ...
+
+    def token_hash(self, token: str) -> bytes:
+        """What is stored of a token."""
+        ...
+
+
+class AttemptLimiter(Protocol):
+    """How often somebody may try something."""
+
+    async def admit(self, action: str, *, who: str) -> None:
+        """Count one attempt. Raises: TooManyAttempts with the time to wait."""
+        ...
+
+    async def forget(self, action: str, *, who: str) -> None:
+        """Start counting anew, e.g. after a log-in that worked."""
+        ...

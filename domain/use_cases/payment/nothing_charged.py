@@ -1,0 +1,92 @@
+"""An attempt that charged nothing: pay a little later, or with another method."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from domain.base import InvalidInput, PaymentStatus
+from domain.booking import PAYABLE, Booking, BookingStatus, Sale, check_payable
+from domain.payment import GatewayError, NotSent, OutcomeUnknown, Payment, RequestRefused
+from domain.ports import Deps, IntentRecord, KeyScope, WriteUnit
+from domain.use_cases.booking import record, sale_of, showing
+from domain.use_cases.payment.answers import RETRY_AFTER_MS, Deferred
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """This request may create the intent and then confirm it."""
+
+    booking: Booking
+    record: IntentRecord
+
+
+async def defer(deps: Deps, start: Start, error: GatewayError) -> Deferred:
+    """The seats stay held; the first time the hold starts anew."""
+    retry_after_ms = error.retry_after_ms if isinstance(error, NotSent) else RETRY_AFTER_MS
+    # The processor would only repeat a stored answer under the same key.
+    is_stored = isinstance(error, RequestRefused) or (isinstance(error, OutcomeUnknown) and error.is_stored)
+    async with deps.write() as unit:
+        booking = (await unit.bookings.lock([start.booking.id]))[0]
+        now = await unit.now()
+        sale = await sale_of(unit, booking)
+        number = start.record.create_number + (1 if is_stored else 0)
+        await unit.payments.put_intent(
+            replace(start.record, create_number=number, creating_until=None, creating_key=None)
+        )
+        if booking.status not in PAYABLE:
+            await unit.commit()
+            check_payable(booking, sale.is_cancelled, now)
+        deferred = await _write_deferred(deps, unit, booking, sale, now, retry_after_ms)
+        await unit.commit()
+    return Deferred(deferred, retry_after_ms)
+
+
+async def _write_deferred(
+    deps: Deps, unit: WriteUnit, booking: Booking, sale: Sale, now: datetime, retry_after_ms: int
+) -> Booking:
+    deferred = booking.deferred(
+        now,
+        hold_s=deps.rules.hold_s,
+        starts_at=sale.starts_at,
+        retry_pay_at=now + timedelta(milliseconds=retry_after_ms),
+    )
+    await record(unit, [(booking, deferred)], sale=sale, moved=None)
+    return deferred
+
+
+async def not_charged(deps: Deps, attempt: Payment, *, retry_after_ms: int) -> Deferred:
+    """The processor refused to look at it: nothing was charged, pay a little later."""
+    async with deps.write() as unit:
+        booking, voided = await _void(unit, attempt)
+        now = await unit.now()
+        sale = await sale_of(unit, booking)
+        if booking.status is BookingStatus.PAYMENT_PENDING:
+            returned = showing(booking.returned(now), voided)
+            await record(unit, [(booking, returned)], sale=sale, moved=None)
+            booking = await _write_deferred(deps, unit, returned, sale, now, retry_after_ms)
+        await unit.commit()
+    return Deferred(booking, retry_after_ms)
+
+
+async def method_refused(deps: Deps, attempt: Payment, scope: KeyScope | None, refusal: InvalidInput) -> None:
+    """The method is none that can be charged: pay with another. The refusal is the key\'s outcome."""
+    async with deps.write() as unit:
+        booking, voided = await _void(unit, attempt)
+        now = await unit.now()
+        if booking.status is BookingStatus.PAYMENT_PENDING:
+            returned = showing(booking.returned(now), voided)
+            await record(unit, [(booking, returned)], sale=await sale_of(unit, booking), moved=None)
+        if scope is not None:
+            await unit.idempotency.finish(scope, refusal=refusal)
+        await unit.commit()
+
+
+async def _void(unit: WriteUnit, attempt: Payment) -> tuple[Booking, list[Payment]]:
+    """The attempt certainly charged nothing."""
+    booking = (await unit.bookings.lock([attempt.booking_id]))[0]
+    payments = await unit.payments.of_booking(booking.id)
+    current = next(payment for payment in payments if payment.id == attempt.id)
+    if current.status is PaymentStatus.PROCESSING:
+        voided = current.becoming(PaymentStatus.VOIDED, await unit.now())
+        await unit.payments.save(current, voided)
+        payments[payments.index(current)] = voided
+    return booking, payments
