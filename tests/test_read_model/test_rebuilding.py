@@ -24,6 +24,7 @@ from tests.test_read_model.write_side import (
     differences_of,
     opened,
     rows_of,
+    version_of,
 )
 
 pytestmark = pytest.mark.anyio
@@ -67,15 +68,39 @@ async def test_rebuild_loses_nothing_that_is_projected_meanwhile(
             act(writes, remaining.pop())
         waiting += writes.events[known:]
         chance.shuffle(waiting)
-        await model.project(waiting[:3])
-        waiting = waiting[3:]
+        size = chance.randint(0, 8)
+        await model.project(waiting[:size])
+        waiting = waiting[size:]
 
-    writes.before_batch = change_and_project
+    writes.before_snapshot = writes.after_snapshot = change_and_project
     assert await rebuild(model, writes) is True
-    writes.before_batch = None
+    writes.before_snapshot = writes.after_snapshot = None
     await model.project(waiting)
 
     assert await differences_of(model, writes) == []
+
+
+@pytest.mark.parametrize("told_count", [1, 2])
+async def test_change_that_overtakes_its_buyers_snapshot_is_kept(
+    model: RebuildableReadModel, told_count: int
+) -> None:
+    """The snapshot has one change; before it arrives the second is projected, or both are."""
+    await rebuild(model, WriteSide())
+    writes = opened()
+    booking_id = writes.book(BUYERS[0], CONCERTS[0])
+
+    async def overtake() -> None:
+        if len(snapshots) == len(CONCERTS):
+            writes.change(booking_id, BookingStatus.APPROVED)
+            await model.project(writes.events[-told_count:])
+        snapshots.append(1)
+
+    snapshots: list[int] = []
+    writes.after_snapshot = overtake
+    await rebuild(model, writes)
+
+    assert await version_of(model, BUYERS[0]) == 2
+    assert await rows_of(model, BUYERS[0]) == writes.page(BUYERS[0])
 
 
 async def test_readers_see_the_old_generation_until_the_new_one_is_whole(model: RebuildableReadModel) -> None:
@@ -90,7 +115,7 @@ async def test_readers_see_the_old_generation_until_the_new_one_is_whole(model: 
         writes.change(booking_id, BookingStatus.APPROVED)
         await model.project(writes.events[-1:])
 
-    writes.before_batch = look
+    writes.before_snapshot = look
     await rebuild(model, writes)
 
     waiting, approved = [BookingStatus.AWAITING_PAYMENT], [BookingStatus.APPROVED]
@@ -135,10 +160,10 @@ async def test_rebuild_that_fails_changes_nothing_and_the_next_one_works(model: 
         failed.append(1)
 
     failed: list[int] = []
-    writes.before_batch = die
+    writes.before_snapshot = die
     with pytest.raises(OSError, match="gone"):
         await rebuild(model, writes)
-    writes.before_batch = None
+    writes.before_snapshot = None
 
     assert len(await rows_of(model, BUYERS[0])) == 1
     assert await rebuild(model, writes) is True
@@ -153,7 +178,7 @@ async def test_only_one_rebuild_runs_at_a_time(model: RebuildableReadModel) -> N
     async def also_try() -> None:
         answers.append(await rebuild(model, WriteSide()))
 
-    writes.before_batch = also_try
+    writes.before_snapshot = also_try
 
     assert await rebuild(model, writes) is True
     assert answers == [False, False]
@@ -169,7 +194,7 @@ async def test_kept_read_model_is_rebuilt_once_and_then_left_alone(model: Rebuil
     async def note() -> None:
         asked.append(1)
 
-    writes.before_batch = note
+    writes.before_snapshot = note
     await kept.keep()
     await kept.keep()
 

@@ -14,6 +14,7 @@ from infra.read_model import (
     rebuild,
     redis_read_model,
 )
+from infra.read_model.generation import batch_of_events
 from infra.read_model.redis_store import READ_LIMIT_S
 from tests.servers import ValkeyServer, running_valkey
 from tests.test_read_model.write_side import BUYERS, CONCERTS, PAGE, differences_of, opened
@@ -66,7 +67,7 @@ async def test_flush_during_a_rebuild_voids_it(redis_model: RedisReadModel, valk
     async def flush() -> None:
         valkey.flush()
 
-    writes.before_batch = flush
+    writes.before_snapshot = flush
     with pytest.raises(GenerationLost):
         await rebuild(redis_model, writes)
 
@@ -125,11 +126,27 @@ async def test_rebuild_that_died_is_taken_over(redis_model: RedisReadModel, redi
     slow = await redis_model.begin()
     assert slow is not None
     await redis.delete("frontrow:read-model:lease")  # as if its time were over
+    await redis_model.check()
+    await redis_model.project(writes.events)
+    assert await redis.keys() == []
 
     assert await rebuild(redis_model, writes) is True
     with pytest.raises(GenerationLost):
+        await slow.add(batch_of_events(writes.events))
+    with pytest.raises(GenerationLost):
         await slow.switch()
     assert await differences_of(redis_model, writes) == []
+
+
+async def test_every_batch_renews_the_lease(redis_model: RedisReadModel, redis: Redis) -> None:
+    """A rebuild may take longer than its lease, as long as it goes on."""
+    generation = await redis_model.begin()
+    assert generation is not None
+    await redis.pexpire("frontrow:read-model:lease", 1_000)
+
+    await generation.add(batch_of_events(opened().events))
+
+    assert await redis.pttl("frontrow:read-model:lease") > 1_000
 
 
 async def test_redis_that_does_not_answer_is_an_error_in_time(valkey: ValkeyServer) -> None:

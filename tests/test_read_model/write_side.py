@@ -42,7 +42,9 @@ class WriteSide:
     bookings: dict[BookingId, Booking] = field(default_factory=dict)
     versions: defaultdict[UserId, int] = field(default_factory=lambda: defaultdict(int))
     events: list[Told] = field(default_factory=list)
-    before_batch: Callable[[], Awaitable[None]] | None = None
+    # What others do before a snapshot of a rebuild is taken, and before it has arrived.
+    before_snapshot: Callable[[], Awaitable[None]] | None = None
+    after_snapshot: Callable[[], Awaitable[None]] | None = None
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def open_sale(self, concert_id: ConcertId, title: str = "Night Music") -> None:
@@ -78,15 +80,21 @@ class WriteSide:
 
     async def sales(self) -> AsyncIterator[Sequence[Sale]]:
         for concert_id in list(self.sales_by_id):
-            if self.before_batch is not None:
-                await self.before_batch()
-            yield [self.sales_by_id[concert_id]]
+            if self.before_snapshot is not None:
+                await self.before_snapshot()
+            snapshot = self.sales_by_id[concert_id]
+            if self.after_snapshot is not None:
+                await self.after_snapshot()
+            yield [snapshot]
 
     async def buyers(self) -> AsyncIterator[Sequence[BuyerSnapshot]]:
         for user_id in list(self.versions):
-            if self.before_batch is not None:
-                await self.before_batch()
-            yield [BuyerSnapshot(user_id, self.versions[user_id], self.page(user_id))]
+            if self.before_snapshot is not None:
+                await self.before_snapshot()
+            snapshot = BuyerSnapshot(user_id, self.versions[user_id], self.page(user_id))
+            if self.after_snapshot is not None:
+                await self.after_snapshot()
+            yield [snapshot]
 
     def _put_sale(self, sale: Sale) -> None:
         self.sales_by_id[sale.concert_id] = sale
