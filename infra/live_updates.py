@@ -1,8 +1,8 @@
 """What subscribers hear: domain states over the event stream, one channel per concert and one per buyer."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 from domain.base import ConcertId, UserId
@@ -11,7 +11,7 @@ from domain.my_page import MyBooking
 from domain.ports import EventStream, Listener, Message, Resync
 from infra.codec import decode, encode
 
-T = TypeVar("T", Sale, MyBooking)
+T = TypeVar("T")
 
 # An announcement reaches all its listeners here at about the same time: they share one decoding.
 DECODED_MAX = 1_024
@@ -22,7 +22,8 @@ class StreamedUpdates:
 
     def __init__(self, stream: EventStream) -> None:
         self._stream = stream
-        self._decoded = lru_cache(maxsize=DECODED_MAX)(decode)
+        self._sale = lru_cache(maxsize=DECODED_MAX)(partial(decode, Sale))
+        self._my_booking = lru_cache(maxsize=DECODED_MAX)(partial(decode, MyBooking))
 
     async def announce(self, event: BookingChanged | SaleChanged) -> None:
         """Tell the buyer, and everyone who watches the concert. Raises: ConnectionError where the bus is down."""
@@ -38,22 +39,18 @@ class StreamedUpdates:
     async def listen_sale(self, concert_id: ConcertId) -> AsyncIterator[AsyncIterator[Sale | Resync]]:
         """Registered on entry; then the newest count not seen yet, or Resync."""
         async with self._stream.listen(_concert(concert_id)) as listener:
-            yield self._read(listener, Sale)
+            yield _read(listener, self._sale)
 
     @asynccontextmanager
     async def listen_buyer(self, user_id: UserId) -> AsyncIterator[AsyncIterator[MyBooking | Resync]]:
         """Registered on entry; then the newest state of each booking not seen yet, or Resync."""
         async with self._stream.listen(_buyer(user_id)) as listener:
-            yield self._read(listener, MyBooking)
+            yield _read(listener, self._my_booking)
 
-    async def _read(self, listener: Listener, kind: type[T]) -> AsyncIterator[T | Resync]:
-        async for said in listener:
-            if isinstance(said, Resync):
-                yield said
-            else:
-                decoded = self._decoded(kind, said.body)
-                assert isinstance(decoded, kind)
-                yield decoded
+
+async def _read(listener: Listener, decoded: Callable[[bytes], T]) -> AsyncIterator[T | Resync]:
+    async for said in listener:
+        yield said if isinstance(said, Resync) else decoded(said.body)
 
 
 def _concert(concert_id: ConcertId) -> str:

@@ -58,11 +58,10 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, without: fr
             f"Frontrow serves {address}/graphql (open it in a browser for GraphiQL). Ctrl-C stops it.",
             err=True,
         )
-        server = uvicorn.Server(config)
         if workers == 1:
-            server.run(sockets=[listener])
+            uvicorn.Server(config).run(sockets=[listener])
         else:
-            Multiprocess(config, target=server.run, sockets=[listener]).run()
+            Multiprocess(config, sockets=[listener]).run()
 
 
 async def work(settings: Settings) -> None:

@@ -151,10 +151,8 @@ class StorageSettings(_Group):
     database_url: DatabaseUrl = Field(default="sqlite+aiosqlite:///./frontrow.db", repr=False)
     """SQLite file or `postgresql+asyncpg://...`."""
     db_pool_size: int = Field(default=10, ge=1, le=500)
-    """Connections kept open by each process."""
-    db_pool_overflow: int = Field(default=10, ge=0, le=500)
-    """Connections beyond those, closed after use."""
-    db_pool_wait_s: float = Field(default=5, ge=0.1, le=60)
+    """Connections of each process for writing, and as many for reading."""
+    db_pool_wait_s: float = Field(default=10, ge=0.1, le=60)
     """Wait for a free connection at most, seconds."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis or Valkey: `redis://...`. Empty: in memory, one process."""
@@ -230,6 +228,8 @@ class LimitSettings(_Group):
     """Subscriptions on one websocket."""
     socket_init_timeout_s: float = Field(default=10, ge=0.1, le=300)
     """Wait for `connection_init` on a new websocket, seconds."""
+    max_waiting_passwords: int = Field(default=1_000, ge=1, le=100_000)
+    """Log-ins and sign-ups that wait for a password hash, per process; a hash takes about 30 ms of a core."""
     log_in_failures_max: int = Field(default=10, ge=1, le=1_000_000)
     """Failed log-ins per e-mail address and window."""
     log_in_window_s: int = Field(default=900, ge=1, le=86_400)
