@@ -46,7 +46,7 @@ BOOK = f"""mutation($input: BookConcertInput!) {{ bookConcert(input: $input) {{ 
   ... on InvalidInputProblem {{ fields {{ path message }} }} {PROBLEM} }} }} {BOOKING}"""
 PAY = f"""mutation($input: PayBookingInput!) {{ payBooking(input: $input) {{ __typename
   ... on PayBookingSuccess {{ booking {{ ...B }} }}
-  ... on PaymentDeferred {{ retryAfterMs booking {{ ...B }} }}
+  ... on PaymentDeferred {{ comeBackMs: retryAfterMs booking {{ ...B }} }}
   ... on PaymentPending {{ booking {{ ...B }} }}
   ... on PaymentActionRequired {{ clientSecret redirectUrl booking {{ ...B }} }}
   ... on PaymentDeclinedProblem {{ declineCode booking {{ ...B }} }}

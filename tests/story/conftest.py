@@ -1,0 +1,64 @@
+"""Worlds to tell stories in."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import pytest
+from redis import Redis
+
+from infra.settings import Settings
+from tests.servers import running_valkey
+from tests.story.world import World, running_world
+
+BACKENDS = ("embedded", "production")
+
+
+class NewWorld(Protocol):
+    """Starts a world with some settings of the test's own."""
+
+    def __call__(
+        self, *, without: frozenset[str] = frozenset(), **facts: Any
+    ) -> AbstractAsyncContextManager[World]:
+        """Until the block ends."""
+        ...
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Valkey, started once, or the one that FRONTROW_TEST_REDIS_URL names."""
+    given = os.environ.get("FRONTROW_TEST_REDIS_URL")
+    if given is not None:
+        yield given
+        return
+    with running_valkey() as server:
+        yield server.url
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings that name an empty database and an empty read model of one kind."""
+    if request.param == "embedded":
+        return {"database_url": request.getfixturevalue("sqlite_database_url")}
+    redis_url = request.getfixturevalue("redis_url")
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+    return {"database_url": request.getfixturevalue("postgres_database_url"), "redis_url": redis_url}
+
+
+@pytest.fixture
+def new_world(backend: dict[str, Any]) -> NewWorld:
+    """Worlds on the backend, with other settings where a story needs them."""
+
+    def start(*, without: frozenset[str] = frozenset(), **facts: Any) -> AbstractAsyncContextManager[World]:
+        return running_world(Settings(**backend, demo=False, **facts), without=without)
+
+    return start
+
+
+@pytest.fixture
+async def world(new_world: NewWorld) -> AsyncIterator[World]:
+    """A running Frontrow."""
+    async with new_world() as running:
+        yield running
