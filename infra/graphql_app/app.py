@@ -1,0 +1,97 @@
+"""`GraphQLApp`: the ASGI application of the GraphQL endpoint, HTTP and websocket at one address."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import strawberry
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from strawberry.http.websocket_origin import is_same_origin, normalize_allowed_origins, normalize_origin
+
+from infra.graphql_app.limits import Limits
+from infra.graphql_app.operations import Authenticate, MakeContext, Operations
+from infra.graphql_app.over_http import HttpEndpoint
+from infra.graphql_app.over_socket import PROTOCOL, TRY_LATER, WRONG_SUBPROTOCOL, Socket
+from infra.graphql_app.sessions import SessionsAlive, SessionWatch
+from infra.telemetry import Metrics
+
+
+class GraphQLApp:
+    """Mount it as the endpoint of a Route and of a WebSocketRoute; serve only inside `running`.
+
+    The server must cap a websocket message near `limits.max_body_bytes` itself (uvicorn: `ws_max_size`), because
+    it holds a whole message before anyone here sees it.
+    """
+
+    def __init__(
+        self,
+        schema: strawberry.Schema,
+        *,
+        make_context: MakeContext,
+        authenticate: Authenticate,
+        sessions_alive: SessionsAlive,
+        metrics: Metrics,
+        limits: Limits | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._metrics = metrics
+        self._operations = Operations(
+            schema, make_context=make_context, authenticate=authenticate, limits=self._limits, metrics=metrics
+        )
+        self._http = HttpEndpoint(self._operations, self._limits)
+        self._sessions = SessionWatch(sessions_alive, self._limits)
+        self._socket_count = 0
+        self._origins = normalize_allowed_origins(self._limits.allowed_origins)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Sessions of open sockets are watched inside; on the way out, mutations left alone run to their end.
+
+        The server has closed the sockets before (uvicorn: 1012, "Service restart").
+        """
+        watch = asyncio.create_task(self._sessions.watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
+            await self._operations.finish()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or one websocket from handshake to close."""
+        if scope["type"] == "websocket":
+            with suppress(WebSocketDisconnect):  # gone during the handshake
+                await self._serve(WebSocket(scope, receive, send))
+            return
+        response = await self._http.respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _serve(self, ws: WebSocket) -> None:
+        if not self._is_origin_allowed(ws):
+            await ws.close()  # before it is accepted: the handshake is answered 403
+            return
+        is_spoken = PROTOCOL in ws.scope["subprotocols"]
+        await ws.accept(PROTOCOL if is_spoken else None)
+        if not is_spoken:
+            await ws.close(WRONG_SUBPROTOCOL.code, WRONG_SUBPROTOCOL.reason)
+            return
+        if self._socket_count >= self._limits.max_sockets:
+            await ws.close(TRY_LATER.code, TRY_LATER.reason)
+            return
+        socket = Socket(ws, self._operations, self._sessions, self._limits, self._metrics)
+        self._socket_count += 1
+        try:
+            with self._metrics.open_sockets.track_inprogress():
+                await socket.run()
+        finally:
+            self._socket_count -= 1
+
+    def _is_origin_allowed(self, ws: WebSocket) -> bool:
+        # Browsers ask nobody before they open a socket to another origin; other clients send no Origin.
+        origin = ws.headers.get("origin")
+        if origin is None or not self._origins or "*" in self._origins:
+            return True
+        return normalize_origin(origin) in self._origins or is_same_origin(origin, ws.headers.get("host"))

@@ -1,0 +1,194 @@
+"""Documents: parsed and validated once, bounded in size, depth and aliases, and kept while there is room.
+
+strawberry's QueryDepthLimiter and MaxAliasesLimiter walk a fragment once per spread (exponential), and its
+ParserCache and ValidationCache count entries, whatever their size.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLError,
+    GraphQLSchema,
+    InlineFragmentNode,
+    MaxIntrospectionDepthRule,
+    OperationDefinitionNode,
+    OperationType,
+    SelectionSetNode,
+    parse,
+    specified_rules,
+)
+from strawberry.schema.schema import validate_document
+
+from domain.base import BadUserInput
+from infra.graphql_app.errors import VALIDATION_FAILED, PersistedQueryNotFound
+from infra.graphql_app.limits import Limits
+from infra.graphql_app.requests import OperationRequest, query_hash
+
+T = TypeVar("T")
+_RULES = (*specified_rules, MaxIntrospectionDepthRule)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation of a valid document, ready to run."""
+
+    query: str
+    document: DocumentNode
+    kind: OperationType
+    name: str | None
+
+
+class InvalidDocument(Exception):
+    """The document breaks the schema's rules or our limits; `errors` say how."""
+
+    def __init__(self, errors: tuple[GraphQLError, ...]) -> None:
+        self.errors = errors
+        super().__init__(errors[0].message)
+
+
+class Documents:
+    """Finds what a request wants to run. Synchronous; the work of one document is bounded by `max_tokens`."""
+
+    def __init__(self, schema: GraphQLSchema, limits: Limits) -> None:
+        self._schema = schema
+        self._limits = limits
+        self._checked: _Shelf[_Checked] = _Shelf(limits.max_cached_document_chars)
+        self._persisted: _Shelf[str] = _Shelf(limits.max_persisted_query_chars)
+
+    def find(self, request: OperationRequest) -> Operation:
+        """The operation that the request names.
+
+        Raises: GraphQLSyntaxError, InvalidDocument, PersistedQueryNotFound; BadUserInput where the name fits none.
+        """
+        query = self._query(request)
+        checked = self._checked.get(query)
+        if checked is None:
+            checked = self._check(query)
+            self._checked.put(query, checked, chars=len(query))
+        if checked.errors:
+            raise InvalidDocument(checked.errors)
+        chosen = _choose(checked.document, request.operation_name)
+        return Operation(
+            query, checked.document, chosen.operation, chosen.name.value if chosen.name else None
+        )
+
+    def _query(self, request: OperationRequest) -> str:
+        if request.query is None:
+            assert request.persisted_hash is not None, "a request without query and hash was let in"
+            query = self._persisted.get(request.persisted_hash)
+            if query is None:
+                raise PersistedQueryNotFound()
+            return query
+        if request.persisted_hash is not None:
+            if request.persisted_hash != query_hash(request.query):
+                raise BadUserInput("`extensions.persistedQuery.sha256Hash` is not the hash of `query`.")
+            self._persisted.put(request.persisted_hash, request.query, chars=len(request.query))
+        return request.query
+
+    def _check(self, query: str) -> "_Checked":
+        limits = self._limits
+        document = parse(query, max_lexical_tokens=limits.max_tokens, max_comments=limits.max_tokens)
+        # Validated first: afterwards every fragment exists and none is part of a cycle.
+        errors = validate_document(self._schema, document, _RULES) or _Size(document).broken_limits(limits)
+        for error in errors:
+            error.extensions = {**(error.extensions or {}), "code": VALIDATION_FAILED}
+        return _Checked(document, tuple(errors))
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    document: DocumentNode
+    errors: tuple[GraphQLError, ...]
+
+
+def _choose(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
+    """GetOperation of the specification, section 6.1. Raises: BadUserInput."""
+    operations = [each for each in document.definitions if isinstance(each, OperationDefinitionNode)]
+    if name is not None:
+        operations = [each for each in operations if each.name is not None and each.name.value == name]
+        if not operations:
+            raise BadUserInput(f"Unknown operation named {name!r}.")
+    if len(operations) != 1:
+        raise BadUserInput("Name one of the document's operations in `operationName`.")
+    return operations[0]
+
+
+class _Size:
+    """Depth and aliases of a valid document, each fragment walked once, counted as often as it is spread."""
+
+    def __init__(self, document: DocumentNode) -> None:
+        self._document = document
+        self._fragments: Mapping[str, FragmentDefinitionNode] = {
+            each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
+        }
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def broken_limits(self, limits: Limits) -> list[GraphQLError]:
+        errors = []
+        for operation in self._document.definitions:
+            if not isinstance(operation, OperationDefinitionNode):
+                continue
+            depth, aliases = self._of(operation.selection_set)
+            if depth > limits.max_depth:
+                text = f"The operation is {depth} levels deep; at most {limits.max_depth} are allowed."
+                errors.append(GraphQLError(text, operation))
+            if aliases > limits.max_aliases:
+                text = f"The operation has {aliases} aliases; at most {limits.max_aliases} are allowed."
+                errors.append(GraphQLError(text, operation))
+        return errors
+
+    def _of(self, selection_set: SelectionSetNode) -> tuple[int, int]:
+        depth = aliases = 0
+        for selection in selection_set.selections:
+            level = 0
+            if isinstance(selection, FragmentSpreadNode):
+                deeper, more = self._of_fragment(selection.name.value)
+            elif isinstance(selection, FieldNode):
+                level = 1
+                aliases += selection.alias is not None
+                deeper, more = self._of(selection.selection_set) if selection.selection_set else (0, 0)
+                if selection.name.value.startswith("__"):
+                    level = deeper = 0  # MaxIntrospectionDepthRule bounds these, and tools ask deeply
+            else:
+                assert isinstance(selection, InlineFragmentNode)
+                deeper, more = self._of(selection.selection_set)
+            depth = max(depth, level + deeper)
+            aliases += more
+        return depth, aliases
+
+    def _of_fragment(self, name: str) -> tuple[int, int]:
+        if name not in self._known:
+            self._known[name] = self._of(self._fragments[name].selection_set)
+        return self._known[name]
+
+
+class _Shelf(Generic[T]):
+    """Keeps what was used last, up to a number of characters."""
+
+    def __init__(self, max_chars: int) -> None:
+        self._max_chars = max_chars
+        self._chars = 0
+        self._kept: OrderedDict[str, tuple[T, int]] = OrderedDict()
+
+    def get(self, key: str) -> T | None:
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        self._kept.move_to_end(key)
+        return found[0]
+
+    def put(self, key: str, value: T, *, chars: int) -> None:
+        if key in self._kept or chars > self._max_chars:
+            return
+        self._kept[key] = (value, chars)
+        self._chars += chars
+        while self._chars > self._max_chars:
+            _, (_, dropped) = self._kept.popitem(last=False)
+            self._chars -= dropped

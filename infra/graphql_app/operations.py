@@ -1,0 +1,214 @@
+"""Running operations: the one path that queries, mutations and subscriptions of both transports take."""
+
+import asyncio
+import copy
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import strawberry
+from graphql import GraphQLError, OperationType
+from strawberry.extensions import SchemaExtension
+from strawberry.types.execution import ExecutionContext, ExecutionResult, PreExecutionError
+
+from domain.base import DomainError, Overloaded
+from domain.user import Unauthenticated, Viewer
+from infra.graphql_app.caller import Caller
+from infra.graphql_app.documents import Documents, InvalidDocument, Operation
+from infra.graphql_app.errors import FormattedError, StillRunning, code_of, format_errors
+from infra.graphql_app.limits import Limits
+from infra.graphql_app.requests import OperationRequest
+from infra.telemetry import Metrics
+
+Authenticate = Callable[[str], Awaitable[Viewer | None]]
+
+
+class MakeContext(Protocol):
+    """Makes what resolvers are given: a fresh one for every operation."""
+
+    def __call__(self, *, viewer: Viewer | None, request_id: str, client: str) -> object:
+        """The context, with loaders of its own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One answer. `is_refusal`: nothing was executed, so there is no data (specification, section 7.1)."""
+
+    data: dict[str, object] | None
+    errors: tuple[FormattedError, ...]
+    is_refusal: bool
+
+    @property
+    def code(self) -> str:
+        """OK, or the first error's code."""
+        return code_of(self.errors[0]) if self.errors else "OK"
+
+    def payload(self) -> dict[str, object]:
+        """The response as the specification shapes it."""
+        payload: dict[str, object] = {"errors": self.errors} if self.errors else {}
+        if not self.is_refusal:
+            payload["data"] = self.data
+        return payload
+
+
+def refusal(errors: Sequence[Exception], *, request_id: str) -> Result:
+    """The answer to a request that came to nothing."""
+    return Result(None, tuple(format_errors(errors, request_id=request_id)), is_refusal=True)
+
+
+class Operations:
+    """Finds, admits and runs the operations of one schema in one process."""
+
+    def __init__(
+        self,
+        schema: strawberry.Schema,
+        *,
+        make_context: MakeContext,
+        authenticate: Authenticate,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
+        self._schema = _own_copy(schema)
+        self._documents = Documents(schema._schema, limits)
+        self._make_context = make_context
+        self._authenticate = authenticate
+        self._limits = limits
+        self._metrics = metrics
+        self._in_flight = 0
+        self._unwatched: set[asyncio.Task[Result]] = set()
+
+    async def viewer_of(self, token: str | None) -> Viewer | None:
+        """Who holds the token; nobody without one. Raises: Unauthenticated where it is unknown or ended."""
+        if token is None:
+            return None
+        viewer = await self._authenticate(token)
+        if viewer is None:
+            raise Unauthenticated("The access token is unknown or has ended. Log in again.")
+        return viewer
+
+    def find(self, request: OperationRequest, *, request_id: str) -> Operation | Result:
+        """The operation that the request asks for, or the refusal of a request that makes no sense."""
+        try:
+            return self._documents.find(request)
+        except InvalidDocument as error:
+            return self.refused(error.errors, request_id=request_id)
+        except (DomainError, GraphQLError) as error:
+            return self.refused([error], request_id=request_id)
+
+    def refused(self, errors: Sequence[Exception], *, request_id: str) -> Result:
+        """The answer to what is not run, counted."""
+        result = refusal(errors, request_id=request_id)
+        self._metrics.graphql_operations.labels(type="none", code=result.code).inc()
+        return result
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """A place among those in flight. Raises: Overloaded at once where none is free."""
+        # A mutation whose caller has gone holds on to its place, or impatient clients could pile them up.
+        if self._in_flight + len(self._unwatched) >= self._limits.max_in_flight:
+            raise Overloaded()
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def run(self, operation: Operation, request: OperationRequest, caller: Caller) -> Result:
+        """The one answer of a query or mutation, within the time limit.
+
+        Concurrency: a mutation goes on to its end when its caller is cancelled or the time is over, so neither
+        the database nor the processor's breaker sees a cancel. `finish` awaits those.
+        """
+        assert operation.kind is not OperationType.SUBSCRIPTION, "a subscription has more than one answer"
+        if operation.kind is OperationType.QUERY:
+            try:
+                async with asyncio.timeout(self._limits.request_timeout_s):
+                    return await self._only_answer(operation, request, caller)
+            except TimeoutError:
+                return refusal([Overloaded()], request_id=caller.request_id)
+        mutation = asyncio.create_task(self._only_answer(operation, request, caller))
+        try:
+            async with asyncio.timeout(self._limits.request_timeout_s):
+                return await asyncio.shield(mutation)
+        except TimeoutError:
+            return refusal([StillRunning()], request_id=caller.request_id)
+        finally:
+            if not mutation.done():
+                self._unwatched.add(mutation)
+                mutation.add_done_callback(self._unwatched.discard)
+
+    async def stream(
+        self, operation: Operation, request: OperationRequest, caller: Caller
+    ) -> AsyncGenerator[Result, None]:
+        """Every answer of an operation as it comes; a failure is the last. Raises only CancelledError."""
+        code = "CANCELLED"
+        try:
+            answers = await self._schema.stream(
+                operation.query,
+                variable_values=request.variables,
+                context_value=self._make_context(
+                    viewer=caller.viewer, request_id=caller.request_id, client=caller.client
+                ),
+                operation_name=operation.name,
+                operation_extensions={_OPERATION: operation},
+            )
+            async with aclosing(answers):
+                async for answer in answers:
+                    assert isinstance(answer, ExecutionResult), "incremental delivery is not switched on"
+                    result = _result(answer, caller.request_id)
+                    code = result.code
+                    yield result
+        except Exception as error:  # the edge: masked as INTERNAL and logged
+            result = refusal([error], request_id=caller.request_id)
+            code = result.code
+            yield result
+        finally:
+            self._metrics.graphql_operations.labels(type=operation.kind.value, code=code).inc()
+
+    async def finish(self) -> None:
+        """Wait for the mutations that nobody waits for any more, as long as a request may take."""
+        if self._unwatched:
+            await asyncio.wait(self._unwatched, timeout=self._limits.request_timeout_s)
+
+    async def _only_answer(self, operation: Operation, request: OperationRequest, caller: Caller) -> Result:
+        async with aclosing(self.stream(operation, request, caller)) as results:
+            return await anext(results)
+
+
+def _result(answer: ExecutionResult, request_id: str) -> Result:
+    errors = answer.errors or []
+    # Variables are coerced in execution; their errors, and those of a stream that did not open, have no path.
+    is_refusal = isinstance(answer, PreExecutionError) or (
+        answer.data is None and bool(errors) and all(error.path is None for error in errors)
+    )
+    return Result(answer.data, tuple(format_errors(errors, request_id=request_id)), is_refusal)
+
+
+_OPERATION = "frontrow.operation"
+
+
+class _Prepared(SchemaExtension):
+    """Hands strawberry the document that was parsed and validated before."""
+
+    def on_parse(self) -> None:  # type: ignore[override]
+        operations = self.execution_context.operation_extensions
+        assert operations is not None, "only Operations runs this schema"
+        self.execution_context.graphql_document = operations[_OPERATION].document
+        self.execution_context.pre_execution_errors = []  # not None: validated
+
+
+class _Quiet:
+    """Errors are logged in one place, `format_errors`; strawberry would log refusals with tracebacks, too."""
+
+    def __call__(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
+        return None
+
+
+def _own_copy(schema: strawberry.Schema) -> strawberry.Schema:
+    """The same schema under our parsing and logging; the caller's stays as it is."""
+    own = copy.copy(schema)
+    own.extensions = (*schema.extensions, _Prepared)
+    own.process_errors = _Quiet()  # type: ignore[method-assign]
+    return own

@@ -1,0 +1,177 @@
+"""GraphQL over HTTP: GET for queries, POST for queries and mutations, GraphiQL for browsers.
+
+Source: the GraphQL-over-HTTP draft. A client that accepts `application/graphql-response+json` gets 4xx and 5xx
+for what came to nothing; with `application/json` everything that could be read answers 200. Both get 503 with
+Retry-After when there is no room, because load balancers look at the status.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import orjson
+import structlog
+from graphql import OperationType
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from strawberry.http.ides import get_graphql_ide_html
+
+from domain.base import BadUserInput, Overloaded
+from infra.graphql_app.caller import Caller, client_of, request_id_of, token_of
+from infra.graphql_app.limits import Limits
+from infra.graphql_app.media import JSON, RESPONSE_JSON, accepts_html, negotiate, parse_media_type
+from infra.graphql_app.operations import Operations, Result
+from infra.graphql_app.requests import OperationRequest, decode_json, read_request
+
+# What a refusal's code is as a status, for clients that accept RESPONSE_JSON; any other is 400.
+_STATUS = {"UNAUTHENTICATED": 401, "FORBIDDEN": 403, "INTERNAL": 500, "UNAVAILABLE": 503, "RETRYABLE": 503}
+
+
+@dataclass(eq=False)
+class _Refused(Exception):
+    """Not run, and HTTP has a status of its own for the reason, whatever the client accepts."""
+
+    status: int
+    reason: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class HttpEndpoint:
+    """Answers requests, whatever is sent: a malformed one hears what is wrong with it, never a 500."""
+
+    def __init__(self, operations: Operations, limits: Limits) -> None:
+        self._operations = operations
+        self._limits = limits
+        self._graphiql = get_graphql_ide_html()
+
+    async def respond(self, request: Request) -> Response:
+        """The response. Its X-Request-Id stands on every log line and in every error, too."""
+        request_id = request_id_of(request)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            if _is_browser(request):
+                response: Response = HTMLResponse(self._graphiql)
+            else:
+                response = await self._answer(request, request_id)
+        response.headers["x-request-id"] = request_id
+        response.headers["cache-control"] = "no-store"
+        response.headers["vary"] = "accept, authorization"
+        return response
+
+    async def _answer(self, request: Request, request_id: str) -> Response:
+        media_type = negotiate(request.headers.getlist("accept"))
+        try:
+            if media_type is None:
+                raise _Refused(406, f"There is {RESPONSE_JSON} and {JSON}: accept one of them.")
+            result = await self._result(request, request_id)
+        except _Refused as refused:
+            result = self._operations.refused([BadUserInput(refused.reason)], request_id=request_id)
+            return _response(result, media_type or JSON, status=refused.status, headers=refused.headers)
+        status = _status(result, media_type)
+        return _response(result, media_type, status=status, headers=_headers(result, status))
+
+    async def _result(self, request: Request, request_id: str) -> Result:
+        """The answer to what could be read. Raises: _Refused."""
+        asked = await self._read(request)
+        try:
+            with self._operations.admitted():
+                async with asyncio.timeout(self._limits.request_timeout_s):
+                    viewer = await self._operations.viewer_of(token_of(request))
+                operation = self._operations.find(asked, request_id=request_id)
+                if isinstance(operation, Result):
+                    return operation
+                _check_kind(operation.kind, request.method)
+                caller = Caller(viewer, request_id, client_of(request))
+                return await self._operations.run(operation, asked, caller)
+        except TimeoutError:
+            return self._operations.refused([Overloaded()], request_id=request_id)
+        except _Refused:
+            raise
+        except Exception as error:  # the edge: the token could not be looked up
+            return self._operations.refused([error], request_id=request_id)
+
+    async def _read(self, request: Request) -> OperationRequest:
+        try:
+            if request.method == "GET":
+                return read_request(_query_fields(request))
+            if request.method != "POST":
+                raise _Refused(405, "Use GET or POST.", {"allow": "GET, POST"})
+            _check_content_type(request)
+            return read_request(decode_json(await self._body(request)))
+        except BadUserInput as error:
+            raise _Refused(400, error.reason) from error
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, read no further than the limit."""
+        limit = self._limits.max_body_bytes
+        # What is left of the body must not be taken for the next request.
+        close = {"connection": "close"}
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                if _declared_length(request) > limit:
+                    raise _Refused(413, f"The body is larger than {limit} bytes.", close)
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise _Refused(413, f"The body is larger than {limit} bytes.", close)
+        except TimeoutError as error:
+            raise _Refused(408, "The body did not come in time.", close) from error
+        except ClientDisconnect as error:
+            raise _Refused(400, "The body ended early.", close) from error
+        return bytes(body)
+
+
+def _is_browser(request: Request) -> bool:
+    if request.method != "GET" or "query" in request.query_params or "extensions" in request.query_params:
+        return False
+    return accepts_html(request.headers.getlist("accept"))
+
+
+def _query_fields(request: Request) -> dict[str, object]:
+    """The parameters of a GET, decoded; an empty one counts as absent."""
+    given = {name: value for name, value in request.query_params.items() if value}
+    fields: dict[str, object] = {name: given.get(name) for name in ("query", "operationName")}
+    for name in ("variables", "extensions"):
+        fields[name] = decode_json(given[name]) if name in given else None
+    return fields
+
+
+def _check_content_type(request: Request) -> None:
+    # JSON only: a web page of another origin can send a form or text without asking first, but not this.
+    media_type, parameters = parse_media_type(request.headers.get("content-type", ""))
+    if media_type != JSON or parameters.get("charset", "utf-8") not in ("utf-8", "utf8"):
+        raise _Refused(415, f"Send the body as {JSON} in UTF-8.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise _Refused(415, "Send the body without content-encoding.")
+
+
+def _declared_length(request: Request) -> int:
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() else 0
+
+
+def _check_kind(kind: OperationType, method: str) -> None:
+    if kind is OperationType.SUBSCRIPTION:
+        raise _Refused(
+            400, "Subscriptions run over a websocket: connect to this address with graphql-transport-ws."
+        )
+    if kind is OperationType.MUTATION and method == "GET":
+        raise _Refused(405, "GET runs queries only: send a mutation by POST.", {"allow": "POST"})
+
+
+def _status(result: Result, media_type: str) -> int:
+    if not result.is_refusal:
+        return 200
+    if result.code == "OVERLOADED":
+        return 503
+    return 200 if media_type == JSON else _STATUS.get(result.code, 400)
+
+
+def _headers(result: Result, status: int) -> dict[str, str]:
+    if status == 401:
+        return {"www-authenticate": "Bearer"}
+    return {"retry-after": "1"} if status == 503 else {}
+
+
+def _response(result: Result, media_type: str, *, status: int, headers: dict[str, str]) -> Response:
+    content_type = {"content-type": f"{media_type}; charset=utf-8"}
+    return Response(orjson.dumps(result.payload()), status, headers=headers | content_type)
