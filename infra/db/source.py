@@ -15,9 +15,6 @@ from infra.db.tables import bookings, buyers, sales
 from infra.db.unit import Database
 from infra.read_model.generation import BuyerSnapshot
 
-SALES_PER_BATCH = 500
-BUYERS_PER_BATCH = 200
-
 
 class WriteSideSource:
     """`infra.read_model.Source`: each batch is one snapshot, taken when it is asked for.
@@ -25,8 +22,12 @@ class WriteSideSource:
     Nothing is held open between two batches. Raises: DatabaseAway, Overloaded.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, *, sales_per_batch: int = 500, buyers_per_batch: int = 200
+    ) -> None:
         self._readers: Pool = database.readers
+        self._sales_per_batch = sales_per_batch
+        self._buyers_per_batch = buyers_per_batch
 
     async def sales(self) -> AsyncIterator[Sequence[Sale]]:
         """Every sale once, by concert id."""
@@ -36,7 +37,7 @@ class WriteSideSource:
                 select(sales.c.concert_id)
                 .where(sales.c.concert_id > last)
                 .order_by(sales.c.concert_id)
-                .limit(SALES_PER_BATCH)
+                .limit(self._sales_per_batch)
             )
             async with self._readers.transaction() as statements:
                 rows = await statements.rows(SALES_WITH_STOCK.where(sales.c.concert_id.in_(some)))
@@ -55,7 +56,7 @@ class WriteSideSource:
                     select(buyers)
                     .where(buyers.c.user_id > last)
                     .order_by(buyers.c.user_id)
-                    .limit(BUYERS_PER_BATCH)
+                    .limit(self._buyers_per_batch)
                 )
                 ids = [row.user_id for row in some]
                 rows = await statements.rows(MY_BOOKINGS.where(statements.one_of(bookings.c.user_id, ids)))

@@ -76,8 +76,8 @@ class Database:
         has_catalogue = "concert" not in left_out
         self._on_commit = on_commit
         self._catalogue_lock_s = limits.catalogue_lock_s if has_catalogue else None
-        self._pools = _pools(url, limits)
-        self.writers, self.readers, catalogue_readers, self.patient_readers = self._pools
+        self.pools = _pools(url, limits)
+        self.writers, self.readers, catalogue_readers, self.patient_readers = self.pools
         self.reads = SqlReads(self.readers, catalogue=catalogue_readers if has_catalogue else None)
         self.outbox = OutboxQueue(self.writers)
 
@@ -89,7 +89,7 @@ class Database:
 
     async def close(self) -> None:
         """Nothing of it is open any more."""
-        for pool in self._pools:
+        for pool in self.pools:
             await pool.engine.dispose()
 
 

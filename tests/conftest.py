@@ -1,0 +1,71 @@
+"""What tests stand on: asyncio, and fresh databases of both kinds."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from infra.db.migrations import migrate
+from infra.db.unit import Database
+from tests.databases import PostgresDatabases
+from tests.servers import running_postgres
+
+KINDS = ("sqlite", "postgres")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """asyncio is what Frontrow runs on."""
+    return "asyncio"
+
+
+@pytest.fixture(params=KINDS)
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A migrated database with nothing in it, once on SQLite and once on PostgreSQL."""
+    url: str = request.getfixturevalue(f"{request.param}_database_url")
+    return url
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """The same, opened."""
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def sqlite_database_url(migrated_sqlite: Path, tmp_path: Path) -> str:
+    """A migrated SQLite database with nothing in it."""
+    file = tmp_path / "frontrow.db"
+    shutil.copy(migrated_sqlite, file)
+    return f"sqlite+aiosqlite:///{file}"
+
+
+@pytest.fixture
+def postgres_database_url(postgres_databases: PostgresDatabases) -> Iterator[str]:
+    """A migrated PostgreSQL database with nothing in it."""
+    with postgres_databases.fresh() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to copy; never opened again."""
+    file = tmp_path_factory.mktemp("template") / "frontrow.db"
+    asyncio.run(migrate(f"sqlite+aiosqlite:///{file}"))
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_databases() -> Iterator[PostgresDatabases]:
+    """PostgreSQL, started once, or the one that FRONTROW_TEST_DATABASE_URL names."""
+    with ExitStack() as stack:
+        url = os.environ.get("FRONTROW_TEST_DATABASE_URL")
+        if url is None:
+            url = stack.enter_context(running_postgres()).url("postgres")
+        yield stack.enter_context(PostgresDatabases.prepared(url))
