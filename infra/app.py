@@ -45,8 +45,6 @@ from schema.root import build_schema
 
 log = structlog.get_logger(__name__)
 
-# An unconfirmed attempt is cancelled after this (DESIGN.md, "One payment").
-SETTLE_AFTER_S = 30.0
 READY_S = 2.0
 WEBHOOK_MAX_BYTES = 1_048_576
 
@@ -118,7 +116,7 @@ async def composed(settings: Settings, *, without: frozenset[str] = frozenset())
                 hold_s=settings.hold_s,
                 session_s=settings.session_lifetime_s,
                 payment_timeout_ms=settings.payment_timeout_ms,
-                settle_after_s=SETTLE_AFTER_S,
+                settle_after_s=settings.payment_settle_after_s,
             ),
         )
         source = WriteSideSource(database)

@@ -182,6 +182,8 @@ class PaymentSettings(_Group):
     """Port of the sandbox that `serve` starts. 0: a free one."""
     payment_timeout_ms: int = Field(default=610, ge=10, le=60_000)
     """Limit of one create or confirm call to the processor, milliseconds."""
+    payment_settle_after_s: float = Field(default=30, ge=0.1, le=3_600)
+    """An attempt whose outcome is unknown and that is still unconfirmed is cancelled after this, seconds."""
     payment_max_in_flight: int = Field(default=100, ge=1, le=10_000)
     """Calls to the processor at once, per process."""
     breaker_fail_max: int = Field(default=5, ge=1, le=1_000)
