@@ -12,14 +12,13 @@ from infra.read_model.generation import (
     Source,
 )
 from infra.read_model.memory import MemoryReadModel
-from infra.read_model.rebuild import KeptReadModel, Progress, differences, rebuild
+from infra.read_model.rebuild import Progress, differences, rebuild
 from infra.read_model.redis_store import RedisReadModel, redis_read_model
 
 __all__ = [
     "BuyerSnapshot",
     "Generation",
     "GenerationLost",
-    "KeptReadModel",
     "MemoryReadModel",
     "Progress",
     "RebuildableReadModel",

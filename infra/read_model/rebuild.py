@@ -3,14 +3,11 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, fields
 
-import structlog
-
 from domain.base import BookingId, PageQuery
 from domain.booking import Booking, ConcertFacts, Sale
 from domain.my_page import MyBooking, my_page_key
 from infra.read_model.generation import (
     BuyerSnapshot,
-    GenerationLost,
     RebuildableReadModel,
     Source,
     batch_of_sales,
@@ -21,8 +18,6 @@ from infra.read_model.generation import (
 ROWS_PER_BATCH_MAX = 200
 PAGE_ROWS = 100
 NOT_COMPLETE = "the read model is not complete"
-
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +55,6 @@ async def rebuild(
     finally:
         await generation.close()
     return True
-
-
-class KeptReadModel:
-    """A read model that is looked at regularly and rebuilt where it is not complete."""
-
-    def __init__(self, model: RebuildableReadModel, source: Source) -> None:
-        self._model = model
-        self._source = source
-
-    async def keep(self) -> None:
-        """It is complete, or somebody else is rebuilding it. Call it each second, in any number of processes.
-
-        Raises: ConnectionError, and what the source raises.
-        """
-        if not await self._model.check():
-            return
-        try:
-            if await rebuild(self._model, self._source):
-                _log.info("read_model.rebuilt")
-        except GenerationLost as error:
-            _log.warning("read_model.rebuild_lost", error=str(error))
 
 
 async def differences(model: RebuildableReadModel, source: Source) -> AsyncIterator[str]:

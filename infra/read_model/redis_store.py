@@ -32,20 +32,20 @@ _T = TypeVar("_T")
 
 
 @asynccontextmanager
-async def redis_read_model(
-    url: str, *, read_limit_s: float = READ_LIMIT_S, write_limit_s: float = WRITE_LIMIT_S
-) -> AsyncIterator["RedisReadModel"]:
+async def redis_read_model(url: str) -> AsyncIterator["RedisReadModel"]:
     """A read model with connections of its own, until the context ends. Starts whether or not Redis is up."""
     pool = ConnectionPool.from_url(
         url,
         max_connections=CONNECTIONS_MAX,
-        socket_connect_timeout=write_limit_s,
-        socket_timeout=write_limit_s,
+        socket_connect_timeout=WRITE_LIMIT_S,
+        # Every call is bounded from outside. Given a time-out, redis-py sends inside asyncio.wait_for, which before
+        # Python 3.12 may swallow a cancellation, ours too: 3 of 96 readers of a frozen server then waited 2 s more.
+        socket_timeout=None,
         # One more try, on a new connection, for a pooled one that died while it was idle.
         retry=Retry(NoBackoff(), 1),
     )
     async with Redis.from_pool(pool) as redis:
-        yield RedisReadModel(redis, read_limit_s=read_limit_s, write_limit_s=write_limit_s)
+        yield RedisReadModel(redis)
 
 
 class RedisReadModel:
@@ -54,12 +54,12 @@ class RedisReadModel:
     Concurrency: any number of processes may read, project and rebuild.
     """
 
-    def __init__(self, redis: Redis, *, read_limit_s: float, write_limit_s: float) -> None:
+    def __init__(self, redis: Redis) -> None:
         # redis-py's own BlockingConnectionPool lets whoever gives a connection back take it again before those who
         # wait: with 40 readers some waited more than 300 ms for their turn. A semaphore is a queue.
         slots = Semaphore(CONNECTIONS_MAX)
-        self._reading = _Bounded(redis, slots, limit_s=read_limit_s)
-        self._writing = _Bounded(redis, slots, limit_s=write_limit_s)
+        self._reading = _Bounded(redis, slots, limit_s=READ_LIMIT_S)
+        self._writing = _Bounded(redis, slots, limit_s=WRITE_LIMIT_S)
 
     async def project(self, events: Sequence[BookingChanged | SaleChanged]) -> None:
         """Set what the events say. Idempotent; the newest version wins in any order."""

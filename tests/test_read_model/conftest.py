@@ -15,12 +15,6 @@ from tests.servers import ValkeyServer, running_valkey
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """asyncio is what Frontrow runs on."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
     """A server for the tests that do not end it."""
     with running_valkey() as server:

@@ -9,7 +9,6 @@ from domain.booking import (
     BookingStatus,
 )
 from infra.read_model import (
-    KeptReadModel,
     Progress,
     RebuildableReadModel,
     rebuild,
@@ -183,20 +182,3 @@ async def test_only_one_rebuild_runs_at_a_time(model: RebuildableReadModel) -> N
     assert await rebuild(model, writes) is True
     assert answers == [False, False]
     assert await differences_of(model, WriteSide(writes.sales_by_id)) == []
-
-
-async def test_kept_read_model_is_rebuilt_once_and_then_left_alone(model: RebuildableReadModel) -> None:
-    """Keeping fills an empty store, and reads nothing from the database while it is complete."""
-    writes = opened()
-    kept = KeptReadModel(model, writes)
-    asked = []
-
-    async def note() -> None:
-        asked.append(1)
-
-    writes.before_snapshot = note
-    await kept.keep()
-    await kept.keep()
-
-    assert len(asked) == 2
-    assert await model.sales(CONCERTS) == writes.sales_by_id
