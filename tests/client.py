@@ -37,7 +37,8 @@ UPDATE = f"""mutation($input: UpdateConcertInput!) {{ updateConcert(input: $inpu
   ... on CapacityProblem {{ ticketTypeId taken }}
   ... on InvalidInputProblem {{ fields {{ path message }} }} {PROBLEM} }} }}"""
 CANCEL_CONCERT = f"""mutation($input: CancelConcertInput!) {{ cancelConcert(input: $input) {{ __typename
-  ... on CancelConcertSuccess {{ bookingsToCancel refundsOpen concert {{ id status }} }} {PROBLEM} }} }}"""
+  ... on CancelConcertSuccess {{ bookingsToCancel refundsOpen concert {{ id status }} }}
+  ... on InvalidInputProblem {{ fields {{ path message }} }} {PROBLEM} }} }}"""
 BOOK = f"""mutation($input: BookConcertInput!) {{ bookConcert(input: $input) {{ __typename
   ... on BookConcertSuccess {{ booking {{ ...B }} }}
   ... on SoldOutProblem {{ ticketTypeId available }}

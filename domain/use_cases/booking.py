@@ -100,17 +100,13 @@ async def _hold(
     remaining = max(0, sale.max_tickets_per_user - owned)
     if wanted > remaining:
         raise TicketLimit(sale.max_tickets_per_user, remaining)
-    total = sum(item.quantity * item.unit_price.amount_minor for item in items)
-    check = Checker()
-    check.require(total <= PAYMENT_MAX_MINOR, ("items",), "cost more than one card payment may be")
-    check.done()
     check_seats(sale, quantities)
     booking = Booking(
         id=BookingId(deps.randomness.new_id()),
         user_id=viewer.user.id,
         concert_id=sale.concert_id,
         items=items,
-        total=Money(total, items[0].unit_price.currency),
+        total=Money(_total_minor(items), items[0].unit_price.currency),
         status=BookingStatus.AWAITING_PAYMENT,
         is_final=False,
         hold_until=min(now + timedelta(seconds=deps.rules.hold_s), sale.starts_at),
@@ -146,7 +142,15 @@ def _items(sale: Sale, quantities: Quantities) -> tuple[BookingItem, ...]:
         check.require(is_new, (*path, "ticketTypeId"), "must not appear twice in one booking")
         seen.add(item.ticket_type_id)
     check.done()
+    check.require(
+        _total_minor(items) <= PAYMENT_MAX_MINOR, ("items",), "cost more than one card payment may be"
+    )
+    check.done()
     return tuple(items)
+
+
+def _total_minor(items: Sequence[BookingItem]) -> int:
+    return sum(item.quantity * item.unit_price.amount_minor for item in items)
 
 
 async def cancel_booking(deps: Deps, viewer: Viewer, command: CancelBooking) -> Booking:
