@@ -109,7 +109,7 @@ class Statements:
     """The statements of one transaction. Raises (all methods): DatabaseAway, TableMissing."""
 
     def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
+        self.connection = connection
         self.is_postgres = connection.dialect.name == "postgresql"
 
     async def rows(self, statement: Executable) -> Sequence[Row[*tuple[Any, ...]]]:
@@ -127,12 +127,12 @@ class Statements:
     async def begin(self) -> None:
         """Start the transaction; on SQLite a writer has the file to itself from here on."""
         with port_errors():
-            await self._connection.begin()
+            await self.connection.begin()
 
     async def commit(self) -> None:
         """All of it is durable. Raises: DatabaseAway where that is not certain."""
         with port_errors():
-            await self._connection.commit()
+            await self.connection.commit()
 
     async def now(self) -> datetime:
         """The database's clock at this moment. SQLite runs on this machine, and has this clock."""
@@ -178,10 +178,10 @@ class Statements:
     async def _run(self, statement: Executable) -> CursorResult[*tuple[Any, ...]]:
         with port_errors():
             try:
-                return await self._connection.execute(statement)
+                return await self.connection.execute(statement)
             except OSError:
                 # Not one of the driver's errors, so SQLAlchemy would keep the dead connection.
-                await self._connection.invalidate()
+                await self.connection.invalidate()
                 raise
 
 

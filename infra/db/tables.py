@@ -69,7 +69,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         # SQLite aggregates and PostgreSQL's sessions in other zones are met here as well.
-        return (datetime.fromisoformat(value) if isinstance(value, str) else value).astimezone(UTC)
+        moment: datetime = datetime.fromisoformat(value) if isinstance(value, str) else value
+        # asyncpg keeps the first and the last moment there is as the infinities, and reads these without a zone.
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def among(column: Column[Any], values: Iterable[Enum]) -> ColumnElement[bool]:
@@ -315,7 +317,7 @@ payments = Table(
     Column("refunded_at", UtcDateTime),
     CheckConstraint(status_in("status", PaymentStatus), name="status"),
     # PaymentStore.of_booking, oldest first.
-    Index("ix_payments_booking_id_created_at", "booking_id", "created_at"),
+    Index("ix_payments_booking_id_created_at_id", "booking_id", "created_at", "id"),
     # Nobody's money is taken twice; also `frontrow verify`, booking by booking.
     Index(
         "uq_payments_captured",

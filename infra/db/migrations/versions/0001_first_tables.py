@@ -263,7 +263,7 @@ def _payments() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_payments")),
     )
-    _index("ix_payments_booking_id_created_at", "payments", ["booking_id", "created_at"])
+    _index("ix_payments_booking_id_created_at_id", "payments", ["booking_id", "created_at", "id"])
     _index("ix_payments_failed_refund", "payments", ["created_at"], where="status IN ('REFUND_FAILED')")
     _index(
         "uq_payments_captured",

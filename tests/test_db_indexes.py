@@ -1,0 +1,115 @@
+"""Each index serves the query that `infra/db/tables.py` says it serves, on both databases."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from domain.base import ConcertId, PageQuery, UserId
+from domain.booking import BookingStatus
+from domain.concert import ConcertFilter, ConcertOrder
+from domain.events import IntentAbandoned
+from infra.db.tables import metadata
+from infra.db.unit import Database, SqlWriteUnit
+from tests.db_world import (
+    NOW,
+    a_booking,
+    a_sale,
+    a_session,
+    a_user,
+    recorded,
+)
+
+pytestmark = pytest.mark.anyio
+
+Ask = Callable[[Database], Awaitable[object]]
+BOOKING = a_booking(a_sale())
+ADA, CONCERT = UserId("ada"), ConcertId("c")
+AFTER_NOON = PageQuery(5, after=(NOW.isoformat(timespec="microseconds"), "c1"))
+
+
+def in_unit(do: Callable[[SqlWriteUnit], Awaitable[object]]) -> Ask:
+    """Ask it in a transaction of its own."""
+
+    async def ask(database: Database) -> None:
+        async with database.write() as unit:
+            await do(unit)
+
+    return ask
+
+
+async def page(database: Database, order: ConcertOrder, query: PageQuery) -> None:
+    """One page of the catalogue."""
+    await database.reads.concert_page(query, where=ConcertFilter(), order=order)
+
+
+async def log_in(database: Database) -> None:
+    """Ada logs in."""
+    async with database.write() as unit:
+        await unit.users.add(a_user(), password_hash="x")
+        await unit.users.add_session(a_session(a_user()), token_hash=b"x")
+
+
+SERVED: list[tuple[str, Ask]] = [
+    ("ix_sessions_user_id_expires_at", log_in),
+    ("ix_concerts_starts_at_id", lambda d: page(d, ConcertOrder.STARTS_AT_ASC, AFTER_NOON)),
+    ("ix_concerts_starts_at_id", lambda d: page(d, ConcertOrder.STARTS_AT_DESC, AFTER_NOON)),
+    ("ix_concerts_title_id", lambda d: page(d, ConcertOrder.TITLE_ASC, PageQuery(5, after=("a", "c")))),
+    ("ix_bookings_hold_until", in_unit(lambda u: u.bookings.due(NOW, limit=5))),
+    ("ix_bookings_concert_id_user_id", in_unit(lambda u: u.bookings.live_ticket_quantity(ADA, CONCERT))),
+    ("ix_bookings_concert_id_user_id", in_unit(lambda u: u.bookings.live_of(CONCERT, limit=5))),
+    ("ix_bookings_refund", in_unit(lambda u: u.sales.unsettled(CONCERT))),
+    (
+        "ix_bookings_user_id_created_at_id",
+        lambda d: d.reads.my_page(ADA, AFTER_NOON, statuses=None),
+    ),
+    (
+        "ix_bookings_user_id_status_created_at_id",
+        lambda d: d.reads.my_page(ADA, AFTER_NOON, statuses=frozenset({BookingStatus.APPROVED})),
+    ),
+    ("ix_payments_booking_id_created_at_id", in_unit(lambda u: u.payments.of_booking(BOOKING.id))),
+    ("ix_payments_failed_refund", in_unit(lambda u: u.payments.failed_refunds(limit=5))),
+    ("uq_payment_intents_open", in_unit(lambda u: u.payments.open_intent(BOOKING.id))),
+    ("uq_payment_intents_open", in_unit(lambda u: u.payments.with_open_intents([BOOKING.id]))),
+    ("ix_payment_intents_look_at", in_unit(lambda u: u.payments.claim_open_intents(lease_s=1, limit=5))),
+    ("ix_idempotency_keys_claimed_at", in_unit(lambda u: u.idempotency.reap(before=NOW, limit=5))),
+    (
+        "ix_outbox_due_at_id",
+        lambda d: d.outbox.claim(worker="w", lease_s=1, limit=5, kinds=[IntentAbandoned]),
+    ),
+    ("ix_outbox_created_at", lambda d: d.outbox.lag()),
+]
+# These refuse a second row; what else they serve is no query of a store.
+GUARDS = {"uq_users_email", "uq_sessions_token_hash", "uq_payments_captured"}
+
+
+@pytest.mark.parametrize(
+    ("index", "ask"), SERVED, ids=[f"{index}-{n}" for n, (index, _) in enumerate(SERVED)]
+)
+async def test_index_serves_its_query(database: Database, index: str, ask: Ask) -> None:
+    """The database's own plan for the very statement names it, sorting nothing that the index has sorted."""
+    with recorded(database) as seen:
+        await ask(database)
+    plans = [await plan_of(database, *statement) for statement in list(seen)]
+    assert any(index in plan and "TEMP B-TREE" not in plan and "Sort" not in plan for plan in plans), plans
+
+
+def test_every_index_is_listed() -> None:
+    """A new index needs a query; one without a query is to be dropped."""
+    named = {str(index.name) for table in metadata.tables.values() for index in table.indexes}
+    assert named - {index for index, _ in SERVED} - GUARDS == set()
+
+
+async def plan_of(database: Database, sql: str, parameters: Any) -> str:
+    """How the database would go about it."""
+    async with database.writers.transaction() as statements:
+        connection = statements.connection
+        if not statements.is_postgres:
+            rows = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", parameters)).all()
+            return " ".join(str(row[-1]) for row in rows)
+        # With next to no rows a scan of the table is cheaper; this asks for the next best way.
+        await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        await connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+        rows = (await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {sql}", parameters)).all()
+        return json.dumps(rows[0][0])
