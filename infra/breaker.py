@@ -121,14 +121,7 @@ class Breaker:
         before = self.state
         self._verdicts.append(failure is not None)
         self._count(failure)
-        is_window_full = len(self._verdicts) == self._verdicts.maxlen
-        is_share_reached = sum(self._verdicts) >= self._fail_share * len(self._verdicts)
-        if (
-            self.state == pybreaker.STATE_CLOSED
-            and before == self.state
-            and is_window_full
-            and is_share_reached
-        ):
+        if self.state == before == pybreaker.STATE_CLOSED and self._is_share_reached():
             self._circuit.open()
         if self.state == before:
             return
@@ -136,6 +129,11 @@ class Breaker:
         self._verdicts.clear()
         if self.state == pybreaker.STATE_OPEN:
             self._half_open_at = self._clock() + self._reset_s
+
+    def _is_share_reached(self) -> bool:
+        """Whether too many of the last calls failed; a window that is not full says nothing yet."""
+        is_full = len(self._verdicts) == self._verdicts.maxlen
+        return is_full and sum(self._verdicts) >= self._fail_share * len(self._verdicts)
 
     def _count(self, failure: Exception | None) -> None:
         """Tell pybreaker the verdict as the synchronous call that it understands."""

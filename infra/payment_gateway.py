@@ -382,9 +382,9 @@ class _HttpxClient(stripe.HTTPClient):
                 url,
                 headers=headers,
                 content=post_data or None,
-                # asyncio.timeout limits the whole call, httpx each of its steps. Connecting gives up before that,
+                # asyncio.timeout limits the whole call, httpx each of its steps. Connecting gives up well before,
                 # because a TLS handshake that is cancelled leaves its socket to the garbage collector.
-                timeout=httpx.Timeout(None, connect=0.9 * wire.timeout_s),
+                timeout=httpx.Timeout(None, connect=wire.timeout_s / 2),
                 extensions={"trace": trace},
             )
         except httpx.HTTPError as error:

@@ -1,6 +1,7 @@
 """Starting processes: the API in one or several, a worker, the sandbox."""
 
 import asyncio
+import os
 import secrets
 import signal
 import socket
@@ -90,7 +91,7 @@ async def serve_sandbox_alone(
             )
             await stop.wait()
     except OSError as error:
-        raise CannotStart(f"{host}:{port} can't be listened on: {error.strerror}") from error
+        raise _cannot_listen(host, port, error) from error
 
 
 async def prepare_database(settings: Settings) -> None:
@@ -124,9 +125,15 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise CannotStart(f"{host}:{port} can't be listened on: {error.strerror}. Try --port.") from error
+        raise CannotStart(
+            f"{host}:{port} can't be listened on: {os.strerror(error.errno or 0)}. Try --port."
+        ) from error
     listener.set_inheritable(True)
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> CannotStart:
+    return CannotStart(f"{host}:{port} can't be listened on: {os.strerror(error.errno or 0)}. Try --port.")
 
 
 @contextmanager

@@ -62,7 +62,16 @@ def configure_logging(settings: Settings) -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     # One line for every call and every statement is theirs, at INFO; some of it quotes what was sent.
-    for name in ("httpx", "httpcore", "stripe", "sqlalchemy.engine", "aiosqlite", "uvicorn.access"):
+    for name in (
+        "httpx",
+        "httpcore",
+        "stripe",
+        "sqlalchemy.engine",
+        "aiosqlite",
+        "alembic",
+        "uvicorn.access",
+        "uvicorn.error",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -32,7 +32,9 @@ _T = TypeVar("_T")
 
 
 @asynccontextmanager
-async def redis_read_model(url: str) -> AsyncIterator["RedisReadModel"]:
+async def redis_read_model(
+    url: str, *, read_limit_s: float = READ_LIMIT_S
+) -> AsyncIterator["RedisReadModel"]:
     """A read model with connections of its own, until the context ends. Starts whether or not Redis is up."""
     pool = ConnectionPool.from_url(
         url,
@@ -45,7 +47,7 @@ async def redis_read_model(url: str) -> AsyncIterator["RedisReadModel"]:
         retry=Retry(NoBackoff(), 1),
     )
     async with Redis.from_pool(pool) as redis:
-        yield RedisReadModel(redis)
+        yield RedisReadModel(redis, read_limit_s=read_limit_s)
 
 
 class RedisReadModel:
@@ -54,11 +56,11 @@ class RedisReadModel:
     Concurrency: any number of processes may read, project and rebuild.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, read_limit_s: float) -> None:
         # redis-py's own BlockingConnectionPool lets whoever gives a connection back take it again before those who
         # wait: with 40 readers some waited more than 300 ms for their turn. A semaphore is a queue.
         slots = Semaphore(CONNECTIONS_MAX)
-        self._reading = _Bounded(redis, slots, limit_s=READ_LIMIT_S)
+        self._reading = _Bounded(redis, slots, limit_s=read_limit_s)
         self._writing = _Bounded(redis, slots, limit_s=WRITE_LIMIT_S)
 
     async def project(self, events: Sequence[BookingChanged | SaleChanged]) -> None:
