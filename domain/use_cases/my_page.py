@@ -130,7 +130,7 @@ async def watch_my_bookings(
     user_id = viewer.user.id
     async with deps.live.listen_buyer(user_id) as heard:
         versions: dict[BookingId, int] = {}
-        heard_until = await deps.reads.now()
+        opened_at = heard_until = await deps.reads.now()
         for row in await _changes(deps, user_id, since):
             versions[row.booking.id] = row.booking.version
             yield row
@@ -139,6 +139,9 @@ async def watch_my_bookings(
             if isinstance(said, Resync):
                 lost_since, heard_until = heard_until - OVERLAP, await _again(deps.reads.now)
                 rows = await _again(partial(_changes, deps, user_id, lost_since))
+            elif said.booking.id not in versions and said.booking.created_at < opened_at:
+                # Left out of the snapshot, and what is told of it may be a state of long ago told again.
+                rows = [await _again(partial(_booking_now, deps, viewer, said.booking.id))]
             else:
                 rows = [said]
             for row in rows:

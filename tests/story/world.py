@@ -15,6 +15,7 @@ from domain.use_cases.user import SignUp, create_admin
 from infra.app import Frontrow, build_app
 from infra.sandbox import running_sandbox
 from infra.settings import Settings
+from schema.common import decode_id
 from tests.client import PASSWORD, Api, Json, until
 
 WEBHOOK_SECRET = "whsec_of_the_tests_only"
@@ -117,6 +118,11 @@ async def running_app(
     finally:
         server.should_exit = True
         await serving
+
+
+def raw(global_id: str) -> str:
+    """What the house itself calls the thing."""
+    return decode_id(global_id)[1]
 
 
 async def an_admin(app: Starlette, api: Api) -> Api:
