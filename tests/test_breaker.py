@@ -165,6 +165,17 @@ async def test_a_failed_trial_opens_it_again(error: Exception) -> None:
     assert (breaker.state, await refusal(breaker)) == ("open", 5_000)
 
 
+async def test_what_opened_it_is_forgotten_once_it_closes() -> None:
+    """After a good trial the count starts anew: neither the row nor the share remembers the outage."""
+    clock = Clock()
+    breaker = Breaker(clock=clock)
+    await verdicts(breaker, *[LOST, LOST, LOST, LOST, None] * 3, *[LOST] * 5)
+    assert breaker.state == "open"
+    clock.now_s += 5
+    await verdicts(breaker, None, None, *[LOST] * 4)
+    assert breaker.state == "closed"
+
+
 async def test_a_refused_trial_closes_it() -> None:
     """A refusal proves that the processor is back."""
     clock = Clock()
