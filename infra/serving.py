@@ -47,6 +47,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, without: fr
             log_config=None,
             access_log=False,
             backlog=BACKLOG,
+            # With uvloop 0.23 some of 100 busy keep-alive connections starve for seconds (DESIGN.md, "Traps").
+            loop="asyncio",
             http="httptools",
             # deflate costs memory per socket; messages are small
             ws="websockets-sansio",
@@ -128,6 +130,9 @@ def _listen(host: str, port: int) -> socket.socket:
         raise CannotStart(
             f"{host}:{port} can't be listened on: {os.strerror(error.errno or 0)}. Try --port."
         ) from error
+    # Accepted sockets inherit it. asyncio sets it only on sockets that it made itself, and without it the second
+    # part of an answer waits some 40 ms for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.set_inheritable(True)
     return listener
 
