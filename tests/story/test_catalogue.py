@@ -262,7 +262,7 @@ async def test_a_deferred_payment_never_holds_past_the_start(world: World) -> No
 # ---------------------------------------------------------------- cancelling
 async def test_a_cancelled_concert_cancels_and_refunds_every_booking(new_world: NewWorld) -> None:
     """Nothing sells from the answer on; 250 bookings are cancelled, the paid ones refunded once, all counted down."""
-    paid_count, booking_count = 12, 250
+    paid_count, booking_count = 6, 250
     async with new_world(bookings_per_min=10_000) as world:
         concert = await world.admin.register(
             maxTicketsPerUser=1_000, ticketTypes=[ticket_type(capacity=booking_count + 50)]
@@ -271,8 +271,8 @@ async def test_a_cancelled_concert_cancels_and_refunds_every_booking(new_world: 
         bookings = []
         for _ in range(booking_count // 10):
             bookings += await asyncio.gather(*(ann.booked(concert) for _ in range(10)))
-        for booking in bookings[:paid_count]:
-            assert (await ann.pay(booking["id"]))["__typename"] == "PayBookingSuccess"
+        paid = await asyncio.gather(*(ann.pay(booking["id"]) for booking in bookings[:paid_count]))
+        assert {answer["__typename"] for answer in paid} == {"PayBookingSuccess"}
         gone = await bob.booked(concert, 2)
         await bob.cancel(gone["id"])
         async with world.api.watching(WATCH_COUNT, id=concert.id) as stream:
