@@ -60,8 +60,7 @@ class Argon2Passwords:
 
     async def matches(self, password: str, *, stored: str | None) -> bool:
         """Whether it is the password; False after the same time where none is stored. Raises: Overloaded."""
-        is_right = await self._off_loop(lambda: self._verify(password, stored or self._nobodys))
-        return is_right and stored is not None
+        return await self._off_loop(lambda: self._verify(password, stored or self._nobodys))
 
     def close(self) -> None:
         """Ends the threads. Hashes that wait are not begun."""

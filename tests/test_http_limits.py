@@ -89,6 +89,23 @@ async def test_a_bomb_of_fragments_is_counted_in_no_time() -> None:
         assert set(codes(response)) == {"GRAPHQL_VALIDATION_FAILED"}
 
 
+async def test_fields_that_clash_are_not_compared_without_end() -> None:
+    """A legal number of tokens can ask for 50,000 comparisons, a second of work: it is cut short."""
+    query = "{" + "".join(f' hello(name: "{i}")' for i in range(330)) + "}"
+    async with toy() as (client, _):
+        response = await post(client, {"query": query})
+        assert codes(response) == ["GRAPHQL_VALIDATION_FAILED"]
+        assert response.json()["errors"][0]["message"] == "Validation aborted."
+
+
+async def test_a_document_full_of_faults_is_told_of_some() -> None:
+    """Twenty of them, and that there are more."""
+    async with toy() as (client, _):
+        response = await post(client, {"query": "{" + "".join(f" nosuch{i}" for i in range(900)) + "}"})
+        assert codes(response) == ["GRAPHQL_VALIDATION_FAILED"] * 21
+        assert response.json()["errors"][-1]["message"].startswith("Too many validation errors")
+
+
 async def test_a_cycle_of_fragments_is_a_validation_error() -> None:
     """Also for the walk that counts."""
     async with toy() as (client, _):
@@ -204,11 +221,14 @@ async def test_persisted_queries_take_only_so_much_room() -> None:
     """The ones used last stay."""
     queries = [f'{{ hello(name: "{i}") }}' for i in range(3)]
     async with toy(max_persisted_query_chars=2 * len(queries[0])) as (client, _):
-        for query in queries:
+        for query in queries[:2]:
             await post(client, {"query": query, **persisted(query)})
-        first, *rest = [await post(client, persisted(query)) for query in queries]
-        assert codes(first) == ["PERSISTED_QUERY_NOT_FOUND"]
-        assert [each.json()["data"]["hello"] for each in rest] == ["hello 1", "hello 2"]
+        await post(client, persisted(queries[0]))
+        await post(client, {"query": queries[2], **persisted(queries[2])})
+        first, second, third = [await post(client, persisted(query)) for query in queries]
+        assert first.json() == {"data": {"hello": "hello 0"}}
+        assert codes(second) == ["PERSISTED_QUERY_NOT_FOUND"]
+        assert third.json() == {"data": {"hello": "hello 2"}}
 
 
 async def test_operations_are_counted_by_type_and_code() -> None:

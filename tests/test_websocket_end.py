@@ -19,7 +19,7 @@ from tests.toy_clients import (
     subscribe,
     toy_server,
 )
-from tests.toy_schema import Stage, until
+from tests.toy_schema import PATIENCE_S, Stage, until
 
 pytestmark = pytest.mark.anyio
 
@@ -98,9 +98,10 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
         await send(deaf, INIT)
         await subscribe(deaf, "1", flood)
         await until(lambda: bool(stage.done))
-        while open_sockets(metrics) == 2:
-            await send(reading, {"type": "ping"})
-            assert await receive(reading) == {"type": "pong"}
+        async with asyncio.timeout(PATIENCE_S):
+            while open_sockets(metrics) == 2:
+                await send(reading, {"type": "ping"})
+                assert await receive(reading) == {"type": "pong"}
         assert open_sockets(metrics) == 1
         assert metrics.registry.get_sample_value("frontrow_subscribers") == 0
         deaf.transport.abort()

@@ -17,14 +17,16 @@ from graphql import (
     GraphQLError,
     GraphQLSchema,
     InlineFragmentNode,
-    MaxIntrospectionDepthRule,
     OperationDefinitionNode,
     OperationType,
     SelectionSetNode,
     parse,
     specified_rules,
+    validate,
 )
-from strawberry.schema.schema import validate_document
+from graphql.validation.rules import overlapping_fields_can_be_merged
+from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
+from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 
 from domain.base import BadUserInput
 from infra.graphql_app.errors import VALIDATION_FAILED, PersistedQueryNotFound
@@ -32,7 +34,8 @@ from infra.graphql_app.limits import Limits
 from infra.graphql_app.requests import OperationRequest, query_hash
 
 T = TypeVar("T")
-_RULES = (*specified_rules, MaxIntrospectionDepthRule)
+# As strawberry.Schema validates.
+_RULES = (*specified_rules, MaybeNullValidationRule, OneOfInputValidationRule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Documents:
         self._schema = schema
         self._limits = limits
         self._checked: _Shelf[_Checked] = _Shelf(limits.max_cached_document_chars)
+        # The way that graphql-core offers to set it, for the whole process.
+        overlapping_fields_can_be_merged.MAX_COMPLEXITY_BUDGET = limits.max_field_comparisons
         self._persisted: _Shelf[str] = _Shelf(limits.max_persisted_query_chars)
 
     def find(self, request: OperationRequest) -> Operation:
@@ -96,7 +101,8 @@ class Documents:
         limits = self._limits
         document = parse(query, max_lexical_tokens=limits.max_tokens, max_comments=limits.max_tokens)
         # Validated first: afterwards every fragment exists and none is part of a cycle.
-        errors = validate_document(self._schema, document, _RULES) or _Size(document).broken_limits(limits)
+        errors = validate(self._schema, document, _RULES, max_errors=limits.max_validation_errors)
+        errors = errors or _Size(document).broken_limits(limits)
         for error in errors:
             error.extensions = {**(error.extensions or {}), "code": VALIDATION_FAILED}
         return _Checked(document, tuple(errors))
@@ -155,7 +161,7 @@ class _Size:
                 aliases += selection.alias is not None
                 deeper, more = self._of(selection.selection_set) if selection.selection_set else (0, 0)
                 if selection.name.value.startswith("__"):
-                    level = deeper = 0  # MaxIntrospectionDepthRule bounds these, and tools ask deeply
+                    level = deeper = 0  # tools ask deeply; a rule of graphql-core's bounds these
             else:
                 assert isinstance(selection, InlineFragmentNode)
                 deeper, more = self._of(selection.selection_set)

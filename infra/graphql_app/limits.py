@@ -7,10 +7,14 @@ from dataclasses import dataclass
 class Limits:
     """What one process takes on. `allowed_origins` empty: web pages of any origin may open a socket."""
 
-    # A document of this size takes some 50 ms to parse and validate, one that clients really send about 2 ms.
+    # A document of this size takes up to 100 ms to parse and validate, one that clients really send about 5 ms.
     max_tokens: int = 2_000
     max_depth: int = 12
     max_aliases: int = 30
+    # Whether fields of one name fit together, compared pair by pair: within the limit of tokens it would go on for
+    # a second. An operation with every field of the contract in it takes some hundred comparisons.
+    max_field_comparisons: int = 10_000
+    max_validation_errors: int = 20
     # An AST takes up to 280 bytes per character (measured: 1 MB for a legal document of 3.8 KB): about 40 MB.
     max_cached_document_chars: int = 150_000
     max_persisted_query_chars: int = 1_000_000
