@@ -1,0 +1,1 @@
+"""The sandbox processor over a real socket: Stripe's rules, and every way to misbehave."""
