@@ -199,6 +199,7 @@ def build_app(settings: Settings, *, without: frozenset[str] = frozenset()) -> S
             await stack.enter_async_context(graphql.running())
             app.state.frontrow = frontrow
             app.state.graphql = graphql
+            app.state.is_stopping = False
             yield
 
     return Starlette(
@@ -222,6 +223,12 @@ def build_app(settings: Settings, *, without: frozenset[str] = frozenset()) -> S
         ],
         lifespan=lifespan,
     )
+
+
+async def drain(app: Starlette, *, over_s: float) -> None:
+    """Not ready any more, so that nothing new is sent here; open sockets are closed, requests go on."""
+    app.state.is_stopping = True
+    await app.state.graphql.end_sockets(over_s=over_s)
 
 
 def _graphql(frontrow: Frontrow) -> GraphQLApp:
@@ -298,6 +305,8 @@ async def _healthz(request: Request) -> Response:
 async def _readyz(request: Request) -> Response:
     """Able to answer: the database is there. Redis or the processor being down leaves it ready."""
     frontrow: Frontrow = request.app.state.frontrow
+    if request.app.state.is_stopping:
+        return PlainTextResponse("stopping\n", 503)
     try:
         async with asyncio.timeout(READY_S):
             await frontrow.deps.reads.now()

@@ -5,11 +5,13 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import click
 import httpx
@@ -20,13 +22,15 @@ from starlette.applications import Starlette
 from uvicorn.supervisors import Multiprocess
 
 from infra import demo
-from infra.app import build_app, composed
+from infra.app import build_app, composed, drain
 from infra.db.migrations import is_migrated, migrate
 from infra.sandbox import running_sandbox
 from infra.settings import Settings
 from infra.telemetry import configure_logging
 
 BACKLOG = 2_048
+# Open sockets are closed over this long when the process stops, or their clients would all come back at once.
+SPREAD_S = 5.0
 # A sandbox that `serve` starts answers within this, or something is wrong.
 SANDBOX_START_S = 10
 
@@ -61,6 +65,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, without: fr
             f"Frontrow serves {address}/graphql (open it in a browser for GraphiQL). Ctrl-C stops it.",
             err=True,
         )
+        # uvicorn raises the signal anew once it has stopped: what was opened here is still to be closed then.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         if workers == 1:
             uvicorn.Server(config).run(sockets=[listener])
         else:
@@ -119,7 +125,47 @@ async def _prepare(settings: Settings, *, without: frozenset[str]) -> None:
 
 def _app_of_process(settings: Settings, *, without: frozenset[str]) -> Starlette:
     configure_logging(settings)
-    return build_app(settings, without=without)
+    app = build_app(settings, without=without)
+    lifespan = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def drained_lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with lifespan(app):
+            with _drained_at_sigterm(app):
+                yield
+
+    app.router.lifespan_context = drained_lifespan
+    return app
+
+
+@contextmanager
+def _drained_at_sigterm(app: Starlette) -> Iterator[None]:
+    """The server hears of SIGTERM only once open sockets were closed; a second signal reaches it at once.
+
+    uvicorn closes all sockets in one moment and has no hook before that.
+    """
+    loop = asyncio.get_running_loop()
+    stop_server = signal.getsignal(signal.SIGTERM)
+    draining: list[asyncio.Task[None]] = []
+
+    async def drain_and_stop() -> None:
+        await drain(app, over_s=SPREAD_S)
+        if callable(stop_server):
+            stop_server(signal.SIGTERM, None)
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if draining and callable(stop_server):
+            stop_server(number, frame)
+        else:
+            loop.call_soon_threadsafe(lambda: draining.append(loop.create_task(drain_and_stop())))
+
+    signal.signal(signal.SIGTERM, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, stop_server)
+        for task in draining:
+            task.cancel()
 
 
 def _listen(host: str, port: int) -> socket.socket:

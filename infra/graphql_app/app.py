@@ -13,9 +13,12 @@ from strawberry.http.websocket_origin import is_same_origin, normalize_allowed_o
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.operations import Authenticate, MakeContext, Operations
 from infra.graphql_app.over_http import HttpEndpoint
-from infra.graphql_app.over_socket import PROTOCOL, TRY_LATER, WRONG_SUBPROTOCOL, Socket
+from infra.graphql_app.over_socket import PROTOCOL, RESTART, TRY_LATER, WRONG_SUBPROTOCOL, Socket
 from infra.graphql_app.sessions import SessionsAlive, SessionWatch
 from infra.telemetry import Metrics
+
+# A process with few sockets needs no five seconds to say goodbye.
+ONE_BY_ONE_S = 0.01
 
 
 class GraphQLApp:
@@ -42,14 +45,15 @@ class GraphQLApp:
         )
         self._http = HttpEndpoint(self._operations, self._limits)
         self._sessions = SessionWatch(sessions_alive, self._limits)
-        self._socket_count = 0
+        self._sockets: set[Socket] = set()
+        self._is_stopping = False
         self._origins = normalize_allowed_origins(self._limits.allowed_origins)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Sessions of open sockets are watched inside; on the way out, mutations left alone run to their end.
 
-        The server has closed the sockets before (uvicorn: 1012, "Service restart").
+        Sockets were closed before: by `end_sockets`, and what is left by the server (uvicorn: 1012).
         """
         watch = asyncio.create_task(self._sessions.watch())
         try:
@@ -59,6 +63,17 @@ class GraphQLApp:
             with suppress(asyncio.CancelledError):
                 await watch
             await self._operations.finish()
+
+    async def end_sockets(self, *, over_s: float) -> None:
+        """Every open socket is closed with 1012, and each new one at once.
+
+        Spread over `over_s`, so that their clients don't all come back to the other processes in one moment.
+        """
+        self._is_stopping = True
+        sockets = list(self._sockets)
+        for socket in sockets:
+            socket.end(RESTART)
+            await asyncio.sleep(min(over_s / len(sockets), ONE_BY_ONE_S))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or one websocket from handshake to close."""
@@ -78,16 +93,19 @@ class GraphQLApp:
         if not is_spoken:
             await ws.close(WRONG_SUBPROTOCOL.code, WRONG_SUBPROTOCOL.reason)
             return
-        if self._socket_count >= self._limits.max_sockets:
+        if self._is_stopping:
+            await ws.close(RESTART.code, RESTART.reason)
+            return
+        if len(self._sockets) >= self._limits.max_sockets:
             await ws.close(TRY_LATER.code, TRY_LATER.reason)
             return
         socket = Socket(ws, self._operations, self._sessions, self._limits, self._metrics)
-        self._socket_count += 1
+        self._sockets.add(socket)
         try:
             with self._metrics.open_sockets.track_inprogress():
                 await socket.run()
         finally:
-            self._socket_count -= 1
+            self._sockets.discard(socket)
 
     def _is_origin_allowed(self, ws: WebSocket) -> bool:
         # Browsers ask nobody before they open a socket to another origin; other clients send no Origin.

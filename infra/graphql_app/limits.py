@@ -28,7 +28,7 @@ class Limits:
     max_subscriptions_per_socket: int = 100
     init_timeout_s: float = 10.0
     # A client that takes nothing for so long is given up; until then one message waits for it.
-    send_timeout_s: float = 20.0
+    send_timeout_s: float = 10.0
     session_check_s: float = 1.0
     session_check_timeout_s: float = 5.0
     allowed_origins: tuple[str, ...] = ()

@@ -47,9 +47,11 @@ INIT_TIMEOUT = Ending(4408, "Connection initialisation timeout")
 SECOND_INIT = Ending(4429, "Too many initialisation requests")
 NO_ACK = Ending(4401, "Unauthorized")
 WRONG_SUBPROTOCOL = Ending(4406, "Subprotocol not acceptable")
+# Ours: the client took nothing for `send_timeout_s`.
+UNREAD = Ending(4410, "Messages are not read")
 # RFC 6455, section 7.4.1, and its registry.
+RESTART = Ending(1012, "Service restart")
 TOO_BIG = Ending(1009, "Message too big")
-UNREAD = Ending(1008, "Messages are not read")
 BROKEN = Ending(1011, "Internal error")
 TRY_LATER = Ending(1013, "Try again later")
 
@@ -249,8 +251,6 @@ class Socket:
             raise _Ended(UNREAD) from error
 
     async def _close(self, ending: Ending) -> None:
-        if ending is UNREAD:  # the close would wait behind what is not read
-            return
         # A close frame has room for 123 bytes (RFC 6455, section 5.5).
         reason = ending.reason.encode()[:123].decode(errors="ignore")
         with suppress(*_GONE, TimeoutError):
