@@ -170,6 +170,9 @@ async def test_stale_sale_is_not_saved(database: Database) -> None:
     with pytest.raises(AssertionError):
         async with database.write() as unit:
             await unit.sales.save(sale, held)
+    with pytest.raises(AssertionError):
+        async with database.write() as unit:
+            await unit.sales.save(sale, replace(sale, title="Other", version=2))
     meddled = replace(held, stock=(replace(held.stock[0], held=1),))
     with pytest.raises(AssertionError):
         async with database.write() as unit:

@@ -71,11 +71,52 @@ async def test_writer_that_waits_too_long_is_told_so(database_url: str) -> None:
     limits = DatabaseLimits(writers=1, readers=1, queue_s=0.1)
     async with opened(database_url, limits) as database:
         async with database.write() as unit:
-            with pytest.raises(Overloaded):
-                await raise_version(database)
+            async with asyncio.timeout(5):
+                with pytest.raises(Overloaded):
+                    await raise_version(database)
             assert await unit.bookings.raise_my_page_version(UserId("ada")) == 1
             await unit.commit()
         assert await raise_version(database) == 2
+
+
+async def test_newcomers_do_not_overtake(database_url: str) -> None:
+    """Somebody who writes without pause does not keep out the one who waits."""
+    async with opened(database_url, DatabaseLimits(writers=1)) as database:
+        is_busy = asyncio.Event()
+        written = 0
+
+        async def write_without_pause() -> None:
+            nonlocal written
+            for _ in range(40):
+                await raise_version(database, "eve")
+                written += 1
+                is_busy.set()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(write_without_pause())
+            await is_busy.wait()
+            before = written
+            await raise_version(database, "ada")
+            assert written - before <= 2
+
+
+async def test_two_processes_take_turns_on_sqlite(sqlite_database_url: str) -> None:
+    """Each reads and then writes; the second sees what the first did, and none fails."""
+    async with (
+        opened(sqlite_database_url, DatabaseLimits()) as one,
+        opened(sqlite_database_url, DatabaseLimits()) as other,
+    ):
+        sale = await open_sale(one, a_sale(capacities=(100,)))
+
+        async def book(database: Database, number: int) -> None:
+            async with database.write() as unit:
+                locked = await unit.sales.lock(sale.concert_id)
+                assert locked is not None
+                await hold(unit, locked, a_booking(locked, f"b{number}", user=f"u{number}"))
+                await unit.commit()
+
+        await asyncio.gather(*(book(one if n % 2 else other, n) for n in range(30)))
+        assert (await one.reads.sales([sale.concert_id]))[sale.concert_id].stock[0].held == 30
 
 
 async def test_cancelled_requests_leave_no_connection_behind(database_url: str) -> None:
@@ -288,21 +329,26 @@ async def test_stopped_server_is_away_until_it_is_back(own_postgres: PostgresSer
 
 async def test_frozen_server_is_away_in_time(own_postgres: PostgresServer) -> None:
     """One that keeps its connections and says nothing is given up, new and old ones; thawed, it serves again."""
-    limits = DatabaseLimits(writers=1, statement_s=0.5, connect_s=0.5)
+    limits = DatabaseLimits(writers=1, readers=1, statement_s=0.5, connect_s=0.5)
     async with opened(own_postgres.url("frontrow"), limits) as database:
-        async with database.writers.transaction() as statements:
-            (row,) = await statements.rows(text("SELECT pg_backend_pid()"))
+        backends = []
+        for pool in (database.writers, database.readers):
+            async with pool.transaction() as statements:
+                backends.append((await statements.rows(text("SELECT pg_backend_pid()")))[0][0])
         own_postgres.pause()
-        os.kill(row[0], signal.SIGSTOP)
+        for backend in backends:
+            os.kill(backend, signal.SIGSTOP)
         try:
-            for _ in range(2):
+            for ask in (raise_version(database), database.reads.now(), raise_version(database)):
                 async with asyncio.timeout(8):
                     with pytest.raises(DatabaseAway):
-                        await raise_version(database)
+                        await ask
         finally:
-            os.kill(row[0], signal.SIGCONT)
+            for backend in backends:
+                os.kill(backend, signal.SIGCONT)
             own_postgres.resume()
         assert await raise_version(database) == 1
+        await database.reads.now()
 
 
 async def _until_running(database: Database, what: str) -> None:
