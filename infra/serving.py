@@ -41,9 +41,10 @@ class CannotStart(Exception):
 
 def serve(settings: Settings, *, host: str, port: int, workers: int, without: frozenset[str]) -> None:
     """Serve until told to stop. Raises: CannotStart."""
-    listener = _listen(host, port)
-    address = f"http://{host}:{listener.getsockname()[1]}"
-    with _processor(settings, webhook_url=f"{address}/webhooks/stripe") as complete:
+    with (
+        _listen(host, port) as listener,
+        _processor(settings, webhook_url=f"{_address(host, listener)}/webhooks/stripe") as complete,
+    ):
         asyncio.run(_prepare(complete, without=without))
         config = uvicorn.Config(
             partial(_app_of_process, complete, without=without),
@@ -62,7 +63,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, without: fr
             workers=workers,
         )
         click.echo(
-            f"Frontrow serves {address}/graphql (open it in a browser for GraphiQL). Ctrl-C stops it.",
+            f"Frontrow serves {_address(host, listener)}/graphql (open it in a browser for GraphiQL). Ctrl-C stops it.",
             err=True,
         )
         # uvicorn raises the signal anew once it has stopped: what was opened here is still to be closed then.
@@ -185,6 +186,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _cannot_listen(host: str, port: int, error: OSError) -> CannotStart:
     return CannotStart(f"{host}:{port} can't be listened on: {os.strerror(error.errno or 0)}. Try --port.")
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
 
 
 @contextmanager
