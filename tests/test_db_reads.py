@@ -5,12 +5,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import DBAPIError
 
-from domain.base import BadUserInput, BookingId, ConcertId, Page, PageKey, PageQuery, UserId
+from domain.base import BadUserInput, BookingId, ConcertId, DatabaseAway, Page, PageKey, PageQuery, UserId
 from domain.booking import BookingStatus
 from domain.concert import Concert, ConcertFilter, ConcertOrder, ConcertStatus, concert_page_key
 from domain.my_page import MyBooking, my_page_key
 from infra.db.source import WriteSideSource
+from infra.db.tables import bookings
 from infra.db.unit import Database
 from tests.db_world import (
     NOW,
@@ -229,6 +232,22 @@ async def test_source_hands_out_everything_once(database: Database) -> None:
         ("eve", 1, 1),
     ]
     assert sorted(buyers[0].rows, key=my_page_key, reverse=True) == rows
+
+
+async def test_reader_sees_one_moment_and_writes_nothing(database: Database) -> None:
+    """What is committed between two statements of one read is not seen by the second; a write is refused."""
+    sale = await open_sale(database, a_sale())
+    counted = select(func.count()).select_from(bookings)
+    async with database.readers.transaction() as statements:
+        before = await statements.rows(counted)
+        await put_booking(database, a_booking(sale))
+        assert await statements.rows(counted) == before
+    for pool in (database.readers, database.patient_readers):
+        with pytest.raises((DBAPIError, DatabaseAway)):
+            async with pool.transaction() as statements:
+                await statements.change(delete(bookings))
+                await statements.commit()
+    assert len(await database.reads.bookings([BookingId("b")])) == 1
 
 
 # ---------------------------------------------------------------- cost

@@ -49,6 +49,7 @@ class DatabaseLimits:
     writers: int = 10
     readers: int = 8
     catalogue_readers: int = 4
+    catalogue_writers: int = 4
     queue_s: float = 10.0
     connect_s: float = 5.0
     statement_s: float = 10.0
@@ -180,7 +181,7 @@ class Statements:
             try:
                 return await self.connection.execute(statement)
             except OSError:
-                # Not one of the driver's errors, so SQLAlchemy would keep the dead connection.
+                # Not one of the driver's errors, so SQLAlchemy would wait to roll back what does not answer.
                 await self.connection.invalidate()
                 raise
 
