@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.client import CANCEL_CONCERT, REGISTER, UPDATE, Json, concert_input, ticket_type
-from tests.story.test_bad_input import code_of, wrong_fields
+from tests.story.refusals import code_of, wrong_fields
 from tests.story.unchanged import nothing_changes
 from tests.story.world import World
 

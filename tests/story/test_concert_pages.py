@@ -8,7 +8,7 @@ import pytest
 
 from schema.common import decode_id
 from tests.client import CANCEL_CONCERT, UPDATE, Api, Json
-from tests.story.test_bad_input import code_of
+from tests.story.refusals import code_of
 from tests.story.world import World
 
 pytestmark = pytest.mark.anyio

@@ -22,7 +22,7 @@ from tests.client import (
     until,
 )
 from tests.story.conftest import NewWorld
-from tests.story.test_bad_input import code_of, wrong_fields
+from tests.story.refusals import code_of, wrong_fields
 from tests.story.unchanged import nothing_changes, rows
 from tests.story.world import World
 
