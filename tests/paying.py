@@ -1,12 +1,12 @@
 """Use cases over a real database and a processor at the port, without an application around them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 
 from domain.base import BookingId, ConcertId, DomainError, PaymentStatus, SessionId, UserId
 from domain.booking import Booking, BookingStatus, Quantity, Sale
@@ -20,12 +20,15 @@ from domain.use_cases.settlement import claim_open_intents, hear_webhook, reconc
 from domain.user import Session, User, UserRole, Viewer
 from infra.auth import Argon2Passwords, MemoryAttemptLimiter, SystemRandomness
 from infra.db.invariants import broken
-from infra.db.tables import booking_events, bookings, outbox, payment_intents
+from infra.db.payments import payment_from
+from infra.db.tables import booking_events, bookings, outbox, payment_intents, payments
 from infra.db.unit import Database
 from tests.db_world import NOW, a_sale, open_sale
 from tests.fake_processor import OK, FakeProcessor
 
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
+CHORES: tuple[type[Event], ...] = (RefundRequested, IntentAbandoned)
+_IS_CHORE = outbox.c.kind.in_([kind.__name__ for kind in CHORES])
 
 
 def customer(name: str) -> Viewer:
@@ -98,10 +101,9 @@ class Shop:
     async def do_chores(self) -> int:
         """Refunds and cancellations at the processor that were asked for, each tried once; how many failed."""
         async with self.database.writers.transaction() as statements:
-            await statements.change(update(outbox).values(due_at=PAST))
+            await statements.change(update(outbox).where(_IS_CHORE).values(due_at=PAST))
             await statements.commit()
-        kinds: tuple[type[Event], ...] = (RefundRequested, IntentAbandoned)
-        rows = await self.database.outbox.claim(worker="w", lease_s=30, limit=10_000, kinds=kinds)
+        rows = await self.database.outbox.claim(worker="w", lease_s=30, limit=10_000, kinds=CHORES)
         done = []
         for row in rows:
             try:
@@ -127,8 +129,19 @@ class Shop:
 
     async def payments(self, booking_id: BookingId) -> list[Payment]:
         """Its attempts, oldest first."""
-        async with self.database.write() as unit:
-            return await unit.payments.of_booking(booking_id)
+        return (await self.payments_of([booking_id]))[booking_id]
+
+    async def payments_of(self, booking_ids: Sequence[BookingId]) -> dict[BookingId, list[Payment]]:
+        """The attempts of each, oldest first."""
+        async with self.database.writers.transaction() as statements:
+            ours = payments.c.booking_id.in_(booking_ids)
+            rows = await statements.rows(
+                select(payments).where(ours).order_by(payments.c.created_at, payments.c.id)
+            )
+        found: dict[BookingId, list[Payment]] = {booking_id: [] for booking_id in booking_ids}
+        for row in rows:
+            found[BookingId(row.booking_id)].append(payment_from(row))
+        return found
 
     async def open_intent(self, booking_id: BookingId) -> IntentRecord | None:
         """The intent that may still be charged, as we know it."""
@@ -150,17 +163,15 @@ class Shop:
     async def chores(self) -> list[str]:
         """The kinds of what is still to be done."""
         async with self.database.writers.transaction() as statements:
-            wanted = outbox.c.kind.in_(("RefundRequested", "IntentAbandoned"))
-            rows = await statements.rows(select(outbox.c.kind).where(wanted).order_by(outbox.c.id))
+            rows = await statements.rows(select(outbox.c.kind).where(_IS_CHORE).order_by(outbox.c.id))
         return [row.kind for row in rows]
 
-    async def was_approved(self, booking_id: BookingId) -> bool:
-        """Whether its history says so."""
+    async def once_approved(self) -> set[BookingId]:
+        """The bookings whose history says that they were."""
+        approved = booking_events.c.status == BookingStatus.APPROVED.value
         async with self.database.writers.transaction() as statements:
-            approved = booking_events.c.status == BookingStatus.APPROVED.value
-            ours = booking_events.c.booking_id == booking_id
-            (row,) = await statements.rows(select(func.count()).where(ours, approved))
-        return bool(row[0])
+            rows = await statements.rows(select(booking_events.c.booking_id).where(approved).distinct())
+        return {BookingId(row.booking_id) for row in rows}
 
     async def broken(self) -> list[str]:
         """Every broken promise."""
@@ -194,11 +205,11 @@ async def running_shop(
         passwords.close()
 
 
-def assert_money_follows(booking: Booking, payments: list[Payment], processor: FakeProcessor) -> None:
+def assert_money_follows(booking: Booking, attempts: list[Payment], processor: FakeProcessor) -> None:
     """Once everything is settled: APPROVED keeps one charge, anything else keeps none, and none goes back twice."""
     entries = processor.of_booking(booking.id)
     kept = [entry for entry in entries if entry.is_kept]
     assert len(kept) == (1 if booking.status is BookingStatus.APPROVED else 0), (booking, entries)
     assert all(entry.refunds <= 1 for entry in entries)
-    captured = [payment for payment in payments if payment.status is PaymentStatus.CAPTURED]
-    assert len(captured) == len(kept), (booking, payments)
+    captured = [payment for payment in attempts if payment.status is PaymentStatus.CAPTURED]
+    assert len(captured) == len(kept), (booking, attempts)

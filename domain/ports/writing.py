@@ -128,6 +128,14 @@ class BookingStore(Protocol):
         """The bookings that exist, by id, locked until the transaction ends."""
         ...
 
+    async def get(self, booking_id: BookingId) -> Booking | None:
+        """Read without a lock: for whoever may hold the sale's already, and decides nothing on it."""
+        ...
+
+    async def was_approved(self, booking_id: BookingId) -> bool:
+        """Whether it ever was APPROVED."""
+        ...
+
     async def save(self, old: Booking, new: Booking) -> None:
         """Compare-and-set on status and version. Raises: AssertionError where the row is not as in `old`."""
         ...

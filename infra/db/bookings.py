@@ -56,6 +56,24 @@ class SqlBookingStore:
         )
         return await with_items(self._statements, rows)
 
+    async def get(self, booking_id: BookingId) -> Booking | None:
+        """Read without a lock: for whoever may hold the sale's already, and decides nothing on it."""
+        rows = await self._statements.rows(select(bookings).where(bookings.c.id == booking_id))
+        found = await with_items(self._statements, rows)
+        return found[0] if found else None
+
+    async def was_approved(self, booking_id: BookingId) -> bool:
+        """Whether it ever was APPROVED."""
+        row = await self._statements.row(
+            select(booking_events.c.version)
+            .where(
+                booking_events.c.booking_id == booking_id,
+                booking_events.c.status == BookingStatus.APPROVED.value,
+            )
+            .limit(1)
+        )
+        return row is not None
+
     async def save(self, old: Booking, new: Booking) -> None:
         """Compare-and-set on status and version. Raises: AssertionError where the row is not as in `old`."""
         changed = await self._statements.change(

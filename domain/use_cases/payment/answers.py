@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from domain.base import IdempotencyMismatch, PaymentId, PaymentStatus
-from domain.booking import Booking, BookingState, BookingStatus
+from domain.booking import Booking, BookingStatus, check_payable
 from domain.payment import PaymentDeclined
 from domain.ports import Deps, KeyScope, StoredOutcome, WriteUnit
+from domain.use_cases.booking import sale_of
 from domain.use_cases.settlement import Settled
 
 # When nothing better is known: come back after this.
@@ -50,9 +51,17 @@ async def answer_to(deps: Deps, settled: Settled) -> PayAnswer:
     """What the payer is told. Raises: PaymentDeclined, BookingState."""
     async with deps.write() as unit:
         answer = await answer_of(unit, settled)
-    assert answer is not None or settled.payment.status is PaymentStatus.VOIDED
-    # A void that somebody else found while this request waited: nothing was charged, try again.
-    return Deferred(settled.booking, RETRY_AFTER_MS) if answer is None else answer
+        if answer is not None:
+            return answer
+        # A void that somebody else found while this request waited: nothing was charged, try again.
+        await check_not_over(unit, settled.booking)
+    return Deferred(settled.booking, RETRY_AFTER_MS)
+
+
+async def check_not_over(unit: WriteUnit, booking: Booking) -> None:
+    """Raises: BookingState where the booking is over, as a payer who comes now would hear it."""
+    if booking.status in {BookingStatus.CANCELLED, BookingStatus.EXPIRED}:
+        check_payable(booking, (await sale_of(unit, booking)).is_cancelled, await unit.now())
 
 
 async def answer_of(unit: WriteUnit, settled: Settled) -> PayAnswer | None:
@@ -67,8 +76,9 @@ async def answer_of(unit: WriteUnit, settled: Settled) -> PayAnswer | None:
     if payment.status is PaymentStatus.REQUIRES_ACTION:
         client_secret, redirect_url = await unit.payments.action(payment.id)
         return ActionNeeded(booking, client_secret, redirect_url)
-    if booking.status is BookingStatus.EXPIRED:
-        raise BookingState(booking.id, "HOLD_EXPIRED")
+    if not await unit.bookings.was_approved(booking.id):
+        # The money came too late and goes back: whoever cancelled was first, or the hold had passed.
+        await check_not_over(unit, booking)
     return Paid(booking)
 
 

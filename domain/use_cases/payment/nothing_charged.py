@@ -64,6 +64,8 @@ async def not_charged(deps: Deps, attempt: Payment, *, retry_after_ms: int) -> D
             await record(unit, [(booking, returned)], sale=sale, moved=None)
             booking = await _write_deferred(deps, unit, returned, sale, now, retry_after_ms)
         await unit.commit()
+    if booking.status not in PAYABLE:
+        check_payable(booking, sale.is_cancelled, now)
     return Deferred(booking, retry_after_ms)
 
 
