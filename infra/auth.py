@@ -8,8 +8,9 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -127,29 +128,67 @@ class MemoryAttemptLimiter:
 
     async def admit(self, action: str, *, who: str) -> None:
         """Count one attempt. Raises: TooManyAttempts with the time until the window ends."""
+        window = self._window(action, who)
+        if window.left == 0:
+            raise self._refusal(window)
+        window.left -= 1
+
+    @asynccontextmanager
+    async def guess(self, action: str, *, who: str) -> AsyncIterator[None]:
+        """A guess at a secret: counted where the block raises; where it ends well, counting starts anew.
+
+        Concurrency: with as many guesses under way as are left, the next ones wait for how those end.
+        Raises: TooManyAttempts with the time until the window ends.
+        """
+        while (window := self._window(action, who)).left == 0:
+            if window.running == 0:
+                raise self._refusal(window)
+            await window.next_end()
+        window.left -= 1
+        window.running += 1
+        try:
+            yield
+            self._windows.pop(_key(action, who), None)
+        finally:
+            window.end_one()
+
+    def _window(self, action: str, who: str) -> "_Window":
+        """The window that is open now."""
         attempts, per_s = self._limits[action]
         key = _key(action, who)
         now_s = self._clock_s()
         window = self._windows.get(key)
         if window is None or window.ends_at_s <= now_s:
-            window = _Window(ends_at_s=now_s + per_s)
+            window = _Window(ends_at_s=now_s + per_s, left=attempts)
             self._windows[key] = window
             self._windows.move_to_end(key)
             if len(self._windows) > self._max_windows:
                 self._windows.popitem(last=False)
-        if window.attempts >= attempts:
-            raise TooManyAttempts(max(1, round((window.ends_at_s - now_s) * 1_000)))
-        window.attempts += 1
+        return window
 
-    async def forget(self, action: str, *, who: str) -> None:
-        """Start counting anew."""
-        self._windows.pop(_key(action, who), None)
+    def _refusal(self, window: "_Window") -> TooManyAttempts:
+        return TooManyAttempts(max(1, round((window.ends_at_s - self._clock_s()) * 1_000)))
 
 
 @dataclass(slots=True)
 class _Window:
     ends_at_s: float
-    attempts: int = 0
+    left: int
+    running: int = 0
+    # Made only where somebody waits: there may be very many windows.
+    _ended: asyncio.Event | None = None
+
+    async def next_end(self) -> None:
+        """Wait until one of the guesses under way has ended."""
+        self._ended = self._ended or asyncio.Event()
+        await self._ended.wait()
+
+    def end_one(self) -> None:
+        """Those who wait look again."""
+        self.running -= 1
+        if self._ended is not None:
+            self._ended.set()
+            self._ended = None
 
 
 def _key(action: str, who: str) -> bytes:

@@ -167,15 +167,50 @@ async def test_the_attempt_past_the_limit_is_refused_until_the_window_ends() -> 
     await limiter.admit("log_in", who="ann")
 
 
-async def test_what_is_forgotten_counts_anew() -> None:
-    """After a log-in that worked; forgetting somebody unknown is fine."""
-    limiter = MemoryAttemptLimiter({"log_in": (1, 60)})
-    await limiter.forget("log_in", who="ann")
-    await limiter.admit("log_in", who="ann")
-    await limiter.forget("log_in", who="ann")
-    await limiter.admit("log_in", who="ann")
+async def test_a_guess_counts_where_it_is_wrong() -> None:
+    """A right one starts anew; a cancelled one, which may have been wrong, counts too."""
+    limiter: AttemptLimiter = MemoryAttemptLimiter({"log_in": (2, 60)})
+    for _ in range(3):
+        with pytest.raises(ValueError):
+            async with limiter.guess("log_in", who="ann"):
+                raise ValueError
+        async with limiter.guess("log_in", who="ann"):
+            pass
+    for error in (ValueError, asyncio.CancelledError):
+        with pytest.raises(error):
+            async with limiter.guess("log_in", who="ann"):
+                raise error
     with pytest.raises(TooManyAttempts):
-        await limiter.admit("log_in", who="ann")
+        async with limiter.guess("log_in", who="ann"):
+            pytest.fail("the third was let in")
+
+
+async def test_guesses_at_once_wait_for_those_that_are_left() -> None:
+    """Wrong ones use up what is left and refuse the rest; a right one lets everybody in."""
+    limiter = MemoryAttemptLimiter({"log_in": (2, 60)})
+    for is_right, expected in ((True, ["right"] * 20), (False, ["refused"] * 18 + ["wrong"] * 2)):
+        running = most = 0
+
+        async def guess(is_right: bool = is_right) -> str:
+            nonlocal running, most
+            try:
+                async with limiter.guess("log_in", who="ann"):
+                    running += 1
+                    most = max(most, running)
+                    await asyncio.sleep(0)
+                    running -= 1
+                    if not is_right:
+                        raise ValueError
+            except ValueError:
+                return "wrong"
+            except TooManyAttempts:
+                return "refused"
+            return "right"
+
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*(guess() for _ in range(20)))
+        assert sorted(answers) == expected
+        assert is_right or most == 2
 
 
 async def test_windows_are_kept_for_only_so_many() -> None:

@@ -1,5 +1,6 @@
 """Small doors: passwords, randomness, and how often one may try."""
 
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 
@@ -38,6 +39,10 @@ class AttemptLimiter(Protocol):
         """Count one attempt. Raises: TooManyAttempts with the time to wait."""
         ...
 
-    async def forget(self, action: str, *, who: str) -> None:
-        """Start counting anew, e.g. after a log-in that worked."""
+    def guess(self, action: str, *, who: str) -> AbstractAsyncContextManager[None]:
+        """A guess at a secret: counted where the block raises; where it ends well, counting starts anew.
+
+        Concurrency: with as many guesses under way as are left, the next ones wait for how those end.
+        Raises: TooManyAttempts with the time to wait.
+        """
         ...

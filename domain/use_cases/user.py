@@ -87,20 +87,24 @@ async def add_user(
 async def log_in(deps: Deps, command: LogIn) -> SignedIn:
     """A new session. Raises: WrongCredentials, TooManyAttempts after many wrong ones for one address, Overloaded."""
     email = normal_email(command.email)
-    await deps.limiter.admit("log_in", who=email)
+    async with deps.limiter.guess("log_in", who=email):
+        user = await _who_is_right(deps, email, command.password)
+    async with deps.write() as unit:
+        signed_in = await _start_session(deps, unit, user)
+        await unit.commit()
+    return signed_in
+
+
+async def _who_is_right(deps: Deps, email: str, password: str) -> User:
+    """Raises: WrongCredentials, Overloaded."""
     async with deps.write() as unit:
         known = None if "\x00" in email else await unit.users.credentials(email)
     stored = None if known is None else known[1]
     # A password that can't be anyone's costs no more than one that can.
-    password = command.password[:PASSWORD_MAX_LENGTH]
-    is_right = await deps.passwords.matches(password, stored=stored)
-    if known is None or not is_right or len(command.password) > PASSWORD_MAX_LENGTH:
+    is_right = await deps.passwords.matches(password[:PASSWORD_MAX_LENGTH], stored=stored)
+    if known is None or not is_right or len(password) > PASSWORD_MAX_LENGTH:
         raise WrongCredentials
-    await deps.limiter.forget("log_in", who=email)
-    async with deps.write() as unit:
-        signed_in = await _start_session(deps, unit, known[0])
-        await unit.commit()
-    return signed_in
+    return known[0]
 
 
 async def _start_session(deps: Deps, unit: WriteUnit, user: User) -> SignedIn:

@@ -198,6 +198,13 @@ async def test_nonsense_is_only_a_wrong_password(world: World) -> None:
         ] == "WRONG_CREDENTIALS"
 
 
+async def test_many_right_log_ins_at_once_are_no_attack(world: World) -> None:
+    """Ten wrong ones are too many; right ones never are."""
+    await sign_up(world.api)
+    answers = await asyncio.gather(*(log_in(world.api) for _ in range(20)))
+    assert {answer["__typename"] for answer in answers} == {"SignInSuccess"}
+
+
 async def test_sign_ups_of_one_address_run_out(new_world: NewWorld) -> None:
     """TOO_MANY_ATTEMPTS, retryable, and no account."""
     async with new_world(sign_ups_per_min=2) as world:
