@@ -66,8 +66,11 @@ class Rules:
 class Doors(Protocol):
     """How to open a transaction."""
 
-    def __call__(self) -> AbstractAsyncContextManager[WriteUnit]:
-        """A transaction that may write."""
+    def __call__(self, *, module: str = "booking") -> AbstractAsyncContextManager[WriteUnit]:
+        """A transaction that may write; whose it is decides in which queue it waits.
+
+        Only "concert" waits for the catalogue's tables, so that they keep nobody from selling.
+        """
         ...
 
 

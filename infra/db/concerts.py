@@ -37,10 +37,19 @@ class SqlConcertStore:
             await self._statements.change(ticket_types.insert().values(rows))
 
     async def lock(self, concert_id: ConcertId) -> Concert | None:
-        """The entry, locked until the transaction ends."""
+        """The entry, locked with its ticket types until the transaction ends.
+
+        Whoever locks the sale next never waits for the catalogue with everyone who books behind them.
+        """
         async with self._statements.catalogue(lock_s=self._lock_s):
             row = await self._statements.row(
                 select(concerts).where(concerts.c.id == concert_id).with_for_update()
+            )
+            await self._statements.rows(
+                select(ticket_types.c.id)
+                .where(ticket_types.c.concert_id == concert_id)
+                .order_by(ticket_types.c.id)
+                .with_for_update()
             )
         return None if row is None else concert_from(row)
 

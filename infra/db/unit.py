@@ -1,12 +1,13 @@
 """The database as the rest of the house sees it: transactions that write, reads, and the outbox's far end."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from domain.base import Overloaded, Unavailable
 from domain.events import Event
 from infra.db.bookings import SqlBookingStore
 from infra.db.concerts import SqlConcertStore
@@ -77,15 +78,37 @@ class Database:
         self._on_commit = on_commit
         self._catalogue_lock_s = limits.catalogue_lock_s if has_catalogue else None
         self.pools = _pools(url, limits)
-        self.writers, self.readers, catalogue_readers, self.patient_readers = self.pools
+        (
+            self.writers,
+            self._catalogue_writers,
+            self.readers,
+            catalogue_readers,
+            self.patient_readers,
+        ) = self.pools
         self.reads = SqlReads(self.readers, catalogue=catalogue_readers if has_catalogue else None)
         self.outbox = OutboxQueue(self.writers)
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[SqlWriteUnit]:
-        """A transaction that may write, rolled back unless committed. Raises: Overloaded, DatabaseAway."""
-        async with self.writers.transaction() as statements:
+    async def write(self, *, module: str = "booking") -> AsyncIterator[SqlWriteUnit]:
+        """A transaction that may write, rolled back unless committed.
+
+        Raises: Overloaded, DatabaseAway; Unavailable where too many wait for the catalogue.
+        """
+        async with self._writing(module) as statements:
             yield SqlWriteUnit(statements, catalogue_lock_s=self._catalogue_lock_s, on_commit=self._on_commit)
+
+    @asynccontextmanager
+    async def _writing(self, module: str) -> AsyncIterator[Statements]:
+        if module != "concert":
+            async with self.writers.transaction() as statements:
+                yield statements
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                statements = await stack.enter_async_context(self._catalogue_writers.transaction())
+            except Overloaded as error:
+                raise Unavailable(module) from error
+            yield statements
 
     async def close(self) -> None:
         """Nothing of it is open any more."""
@@ -93,23 +116,25 @@ class Database:
             await pool.engine.dispose()
 
 
-def _pools(url: str, limits: DatabaseLimits) -> tuple[Pool, Pool, Pool, Pool]:
-    """Writers, readers, readers of the catalogue, and readers of everything."""
+def _pools(url: str, limits: DatabaseLimits) -> tuple[Pool, Pool, Pool, Pool, Pool]:
+    """Writers, readers, and both of the catalogue's; and readers of everything."""
     if is_sqlite(url):
         writers = Pool(sqlite_engine(url, limits, writes=True), size=1, queue_s=limits.queue_s)
         reading = sqlite_engine(url, limits, writes=False)
         readers = Pool(reading, size=limits.readers, queue_s=limits.queue_s)
         # SQLite can't lock one table, and has no time-outs for statements.
-        return writers, readers, readers, readers
+        return writers, writers, readers, readers, readers
     writing = postgres_engine(url, limits, size=limits.writers)
+    organising = postgres_engine(url, limits, size=limits.catalogue_writers)
     reading = postgres_engine(url, limits, size=limits.readers, isolation="REPEATABLE READ")
     catalogue = postgres_engine(url, limits, size=limits.catalogue_readers, lock_s=limits.catalogue_lock_s)
     patience = replace(limits, statement_s=limits.patient_statement_s)
     patient = postgres_engine(url, patience, size=1, isolation="REPEATABLE READ")
     return (
         Pool(writing, size=limits.writers, queue_s=limits.queue_s),
-        Pool(_read_only(reading), size=limits.readers, queue_s=limits.queue_s),
         # Who finds them all waiting for a lock does not queue for long.
+        Pool(organising, size=limits.catalogue_writers, queue_s=limits.catalogue_lock_s),
+        Pool(_read_only(reading), size=limits.readers, queue_s=limits.queue_s),
         Pool(_read_only(catalogue), size=limits.catalogue_readers, queue_s=limits.catalogue_lock_s),
         Pool(_read_only(patient), size=1, queue_s=limits.queue_s),
     )
