@@ -68,7 +68,7 @@ async def _no_step(operation: str, booking_id: BookingId) -> None:
     await asyncio.sleep(0)
 
 
-@dataclass
+@dataclass(repr=False)
 class FakeProcessor:
     """`domain.ports.PaymentGateway`. `step` is awaited before and after each effect."""
 
@@ -83,6 +83,10 @@ class FakeProcessor:
     def order(self, operation: str, *failures: Failure) -> None:
         """The next calls of this operation fail so."""
         self._orders[operation].extend(failures)
+
+    def forget_orders(self) -> None:
+        """What was ordered and not asked for happens no more."""
+        self._orders.clear()
 
     def of_booking(self, booking_id: BookingId) -> list[Entry]:
         """The booking's intents, oldest first."""
