@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, bindparam, func, select, update
 
 from domain.base import BookingId, ConcertId, Money, PaymentId, PaymentStatus, TicketTypeId, UserId
 from domain.booking import LIVE, PAYABLE, Booking, BookingItem, BookingStatus
@@ -28,7 +28,7 @@ class SqlBookingStore:
             "ticket_quantity": booking.ticket_quantity,
             "total_minor": booking.total.amount_minor,
             "currency": booking.total.currency,
-            "max_tickets_per_user": _limit_of(booking.concert_id),
+            "of_concert": booking.concert_id,
             "created_at": booking.created_at,
             **_changing(booking),
         }
@@ -43,8 +43,8 @@ class SqlBookingStore:
             }
             for position, item in enumerate(booking.items)
         ]
-        await self._statements.change(bookings.insert().values(row))
-        await self._statements.change(booking_items.insert().values(items))
+        await self._statements.change(_ADD, row)
+        await self._statements.change(booking_items.insert(), items)
 
     async def lock(self, booking_ids: Sequence[BookingId]) -> list[Booking]:
         """The bookings that exist, by id, locked until the transaction ends."""
@@ -76,15 +76,8 @@ class SqlBookingStore:
 
     async def save(self, old: Booking, new: Booking) -> None:
         """Compare-and-set on status and version. Raises: AssertionError where the row is not as in `old`."""
-        changed = await self._statements.change(
-            update(bookings)
-            .where(
-                bookings.c.id == old.id,
-                bookings.c.status == old.status.value,
-                bookings.c.version == old.version,
-            )
-            .values(_changing(new))
-        )
+        as_read = {"of_booking": old.id, "was_status": old.status.value, "was_version": old.version}
+        changed = await self._statements.change(_SAVE, as_read | _changing(new))
         assert changed == 1, "the booking was locked and read before"
         if old.status is BookingStatus.EXPIRED and new.status in LIVE:
             await self._note_limit(new)
@@ -101,29 +94,23 @@ class SqlBookingStore:
             "stock_version": stock_version,
             "occurred_at": booking.updated_at,
         }
-        await self._statements.change(booking_events.insert().values(row))
+        await self._statements.change(booking_events.insert(), row)
 
     async def live_ticket_quantity(self, user_id: UserId, concert_id: ConcertId) -> int:
         """The tickets of all live bookings of one person for one concert. Read it under the sale's lock."""
-        (row,) = await self._statements.rows(
-            select(func.coalesce(func.sum(bookings.c.ticket_quantity), 0)).where(
-                bookings.c.concert_id == concert_id,
-                bookings.c.user_id == user_id,
-                among(bookings.c.status, LIVE),
-            )
-        )
+        (row,) = await self._statements.rows(_LIVE_TICKETS, {"of_concert": concert_id, "of_user": user_id})
         return int(row[0])
 
     async def raise_my_page_version(self, user_id: UserId) -> int:
         """The buyer's next version, without gaps. Locks the buyer's row: the last lock to be taken."""
-        (row,) = await self._statements.rows(
+        next_version = (
             self._statements.insert(buyers)
-            .values(user_id=user_id, my_page_version=1)
             .on_conflict_do_update(
                 index_elements=["user_id"], set_={"my_page_version": buyers.c.my_page_version + 1}
             )
             .returning(buyers.c.my_page_version)
         )
+        (row,) = await self._statements.rows(next_version, {"user_id": user_id, "my_page_version": 1})
         return int(row[0])
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[ConcertId, BookingId]]:
@@ -148,14 +135,25 @@ class SqlBookingStore:
     async def _note_limit(self, booking: Booking) -> None:
         """Seats were taken anew under today's limit: it is the one in force for all the person's bookings."""
         await self._statements.change(
-            update(bookings)
-            .where(
-                bookings.c.concert_id == booking.concert_id,
-                bookings.c.user_id == booking.user_id,
-                among(bookings.c.status, LIVE),
-            )
-            .values(max_tickets_per_user=_limit_of(booking.concert_id))
+            update(bookings).where(*_LIVE_OF_USER).values(max_tickets_per_user=_LIMIT),
+            {"of_concert": booking.concert_id, "of_user": booking.user_id},
         )
+
+
+_OF_CONCERT = bindparam("of_concert", type_=bookings.c.concert_id.type)
+_LIMIT = select(sales.c.max_tickets_per_user).where(sales.c.concert_id == _OF_CONCERT).scalar_subquery()
+_ADD = bookings.insert().values(max_tickets_per_user=_LIMIT)
+_SAVE = update(bookings).where(
+    bookings.c.id == bindparam("of_booking"),
+    bookings.c.status == bindparam("was_status"),
+    bookings.c.version == bindparam("was_version"),
+)
+_LIVE_OF_USER = (
+    bookings.c.concert_id == _OF_CONCERT,
+    bookings.c.user_id == bindparam("of_user"),
+    among(bookings.c.status, LIVE),
+)
+_LIVE_TICKETS = select(func.coalesce(func.sum(bookings.c.ticket_quantity), 0)).where(*_LIVE_OF_USER)
 
 
 async def with_items(statements: Statements, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Booking]:
@@ -227,7 +225,3 @@ def _changing(booking: Booking) -> dict[str, object]:
         "version": booking.version,
         "updated_at": booking.updated_at,
     }
-
-
-def _limit_of(concert_id: ConcertId) -> Any:
-    return select(sales.c.max_tickets_per_user).where(sales.c.concert_id == concert_id).scalar_subquery()

@@ -33,8 +33,8 @@ class SqlConcertStore:
             for position, ticket_type in enumerate(types)
         ]
         async with self._statements.catalogue(lock_s=self._lock_s):
-            await self._statements.change(concerts.insert().values(_row_of(concert)))
-            await self._statements.change(ticket_types.insert().values(rows))
+            await self._statements.change(concerts.insert(), _row_of(concert))
+            await self._statements.change(ticket_types.insert(), rows)
 
     async def lock(self, concert_id: ConcertId) -> Concert | None:
         """The entry, locked with its ticket types until the transaction ends.

@@ -7,7 +7,7 @@ starve another.
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -59,6 +59,10 @@ class DatabaseLimits:
     patient_statement_s: float = 3_600.0
 
 
+# Values by the names of columns and of bound parameters; several rows for an INSERT.
+Parameters = Mapping[str, object] | Sequence[Mapping[str, object]] | None
+
+
 class LockTimeout(DatabaseAway):
     """A lock, or the whole statement, took too long."""
 
@@ -107,23 +111,29 @@ class Pool:
 
 
 class Statements:
-    """The statements of one transaction. Raises (all methods): DatabaseAway, TableMissing."""
+    """The statements of one transaction. Raises (all methods): DatabaseAway, TableMissing.
+
+    What runs often is built once, with its values as parameters: building a statement with twenty values in it
+    took SQLAlchemy longer (0.3 ms) than PostgreSQL took to execute it.
+    """
 
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
         self.is_postgres = connection.dialect.name == "postgresql"
 
-    async def rows(self, statement: Executable) -> Sequence[Row[*tuple[Any, ...]]]:
+    async def rows(
+        self, statement: Executable, parameters: Parameters = None
+    ) -> Sequence[Row[*tuple[Any, ...]]]:
         """All rows."""
-        return (await self._run(statement)).all()
+        return (await self._run(statement, parameters)).all()
 
-    async def row(self, statement: Executable) -> Row[*tuple[Any, ...]] | None:
+    async def row(self, statement: Executable, parameters: Parameters = None) -> Row[*tuple[Any, ...]] | None:
         """The only row, if there is one."""
-        return (await self._run(statement)).one_or_none()
+        return (await self._run(statement, parameters)).one_or_none()
 
-    async def change(self, statement: Executable) -> int:
+    async def change(self, statement: Executable, parameters: Parameters = None) -> int:
         """How many rows were written."""
-        return (await self._run(statement)).rowcount
+        return (await self._run(statement, parameters)).rowcount
 
     async def begin(self) -> None:
         """Start the transaction; on SQLite a writer has the file to itself from here on."""
@@ -176,10 +186,12 @@ class Statements:
         if self.is_postgres:
             await self._run(text("SET LOCAL lock_timeout TO DEFAULT"))
 
-    async def _run(self, statement: Executable) -> CursorResult[*tuple[Any, ...]]:
+    async def _run(
+        self, statement: Executable, parameters: Parameters = None
+    ) -> CursorResult[*tuple[Any, ...]]:
         with port_errors():
             try:
-                return await self.connection.execute(statement)
+                return await self.connection.execute(statement, parameters)
             except OSError:
                 # Not one of the driver's errors, so SQLAlchemy would wait to roll back what does not answer.
                 await self.connection.invalidate()

@@ -26,23 +26,23 @@ class SqlIdempotencyStore:
         Concurrency: waits for a parallel claim of the same key to commit or roll back, hence a claim without
         an outcome is never seen. Raises: InProgress where that takes too long.
         """
-        fresh = {
+        insert = self._statements.insert(idempotency_keys).values(claimed_at=self._statements.clock())
+        fresh = ("arguments_hash", "reference", "refusal", "claimed_at")
+        row = {
+            "user_id": scope.user_id,
+            "mutation": scope.mutation,
+            "key": scope.key,
             "arguments_hash": scope.arguments_hash,
             "reference": None,
             "refusal": None,
-            "claimed_at": self._statements.clock(),
         }
-        statement = (
-            self._statements.insert(idempotency_keys)
-            .values(user_id=scope.user_id, mutation=scope.mutation, key=scope.key, **fresh)
-            .on_conflict_do_update(
-                index_elements=["user_id", "mutation", "key"],
-                set_=fresh,
-                where=idempotency_keys.c.claimed_at <= self._statements.clock(plus_s=-KEPT_S),
-            )
+        statement = insert.on_conflict_do_update(
+            index_elements=["user_id", "mutation", "key"],
+            set_={name: insert.excluded[name] for name in fresh},
+            where=idempotency_keys.c.claimed_at <= self._statements.clock(plus_s=-KEPT_S),
         )
         try:
-            claimed = await self._statements.change(statement)
+            claimed = await self._statements.change(statement, row)
         except LockTimeout as error:
             raise InProgress from error
         return None if claimed else await self._stored(scope)
@@ -56,11 +56,11 @@ class SqlIdempotencyStore:
         self, scope: KeyScope, *, reference: str | None = None, refusal: DomainError | None = None
     ) -> None:
         """Keep the outcome of a claimed key."""
-        changed = await self._statements.change(
-            update(idempotency_keys)
-            .where(*_is(scope))
-            .values(reference=reference, refusal=None if refusal is None else encode_refusal(refusal))
-        )
+        outcome = {
+            "reference": reference,
+            "refusal": None if refusal is None else encode_refusal(refusal),
+        }
+        changed = await self._statements.change(update(idempotency_keys).where(*_is(scope)), outcome)
         assert changed == 1, "the key was claimed before"
 
     async def reap(self, *, before: datetime, limit: int) -> int:

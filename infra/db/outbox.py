@@ -28,7 +28,8 @@ class SqlOutbox:
         kind, payload = encode_event(event)
         now = self._statements.clock()
         await self._statements.change(
-            outbox.insert().values(kind=kind, payload=payload, created_at=now, due_at=now, attempts=0)
+            outbox.insert().values(created_at=now, due_at=now),
+            {"kind": kind, "payload": payload, "attempts": 0},
         )
         self.added.append(event)
 

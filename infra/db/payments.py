@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, select, text, update
+from sqlalchemy import ColumnElement, Row, bindparam, select, text, update
 
 from domain.base import BookingId, Money, PaymentId, PaymentStatus, UserId
 from domain.payment import Payment
@@ -34,7 +34,7 @@ class SqlPaymentStore:
             "created_at": payment.created_at,
             **_changing(payment),
         }
-        await self._statements.change(payments.insert().values(row))
+        await self._statements.change(payments.insert(), row)
 
     async def of_booking(self, booking_id: BookingId) -> list[Payment]:
         """All attempts of a booking, oldest first. Read it under the booking's lock."""
@@ -47,11 +47,8 @@ class SqlPaymentStore:
 
     async def save(self, old: Payment, new: Payment) -> None:
         """Compare-and-set on the status. Raises: AssertionError where the row is not as in `old`."""
-        changed = await self._statements.change(
-            update(payments)
-            .where(payments.c.id == old.id, payments.c.status == old.status.value)
-            .values(_changing(new))
-        )
+        as_read = {"of_payment": old.id, "was_status": old.status.value}
+        changed = await self._statements.change(_SAVE, as_read | _changing(new))
         assert changed == 1, "the attempt was read under its booking's lock"
 
     async def get(self, payment_id: PaymentId) -> Payment | None:
@@ -207,6 +204,9 @@ class SqlPaymentStore:
         assert changed == 1, "the attempt exists"
 
 
+_SAVE = update(payments).where(
+    payments.c.id == bindparam("of_payment"), payments.c.status == bindparam("was_status")
+)
 # In these words on both databases, or the partial index is not used.
 _IS_OPEN: ColumnElement[bool] = text("NOT is_closed")  # type: ignore[assignment]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select, update
+from sqlalchemy import Row, Select, bindparam, func, select, update
 
 from domain.base import ConcertId, Money, TicketTypeId
 from domain.booking import LIVE, Sale, StockLine
@@ -24,20 +24,16 @@ class SqlSaleStore:
             {"concert_id": sale.concert_id, "position": position, **_line_row(line)}
             for position, line in enumerate(sale.stock)
         ]
-        await self._statements.change(sales.insert().values(_sale_row(sale)))
-        await self._statements.change(sale_stock.insert().values(lines))
+        await self._statements.change(sales.insert(), _sale_row(sale))
+        await self._statements.change(sale_stock.insert(), lines)
 
     async def lock(self, concert_id: ConcertId) -> Sale | None:
         """Lock the sale row first, then read it and its stock: nobody else moves them until the end."""
-        row = await self._statements.row(
-            select(sales).where(sales.c.concert_id == concert_id).with_for_update()
-        )
+        row = await self._statements.row(_LOCK, {"of_concert": concert_id})
         if row is None:
             return None
         # A statement of its own: under READ COMMITTED it sees what was committed while the first one waited.
-        lines = await self._statements.rows(
-            select(sale_stock).where(sale_stock.c.concert_id == concert_id).order_by(sale_stock.c.position)
-        )
+        lines = await self._statements.rows(_STOCK, {"of_concert": concert_id})
         return _sale_from(row, lines)
 
     async def get(self, concert_id: ConcertId) -> Sale | None:
@@ -48,24 +44,20 @@ class SqlSaleStore:
     async def save(self, old: Sale, new: Sale) -> None:
         """Write what differs, where the rows still are as in `old`. Raises: AssertionError otherwise."""
         assert [line.ticket_type_id for line in old.stock] == [line.ticket_type_id for line in new.stock]
-        changed = await self._statements.change(
-            update(sales)
-            .where(sales.c.concert_id == old.concert_id, sales.c.version == old.version)
-            .values(_differing(_sale_row(old), _sale_row(new)))
-        )
+        as_read: dict[str, object] = {"of_concert": old.concert_id, "was_version": old.version}
+        changed = await self._statements.change(_SAVE, as_read | _differing(_sale_row(old), _sale_row(new)))
         assert changed == 1, "the sale was locked and read before"
         for was, line in sorted(zip(old.stock, new.stock, strict=True), key=_by_id):
             if was == line:
                 continue
+            as_read = {
+                "of_type": was.ticket_type_id,
+                "was_capacity": was.capacity,
+                "was_held": was.held,
+                "was_sold": was.sold,
+            }
             changed = await self._statements.change(
-                update(sale_stock)
-                .where(
-                    sale_stock.c.ticket_type_id == was.ticket_type_id,
-                    sale_stock.c.capacity == was.capacity,
-                    sale_stock.c.held == was.held,
-                    sale_stock.c.sold == was.sold,
-                )
-                .values(_differing(_line_row(was), _line_row(line)))
+                _SAVE_LINE, as_read | _differing(_line_row(was), _line_row(line))
             )
             assert changed == 1, "the stock moves under the sale's lock only"
 
@@ -81,6 +73,17 @@ class SqlSaleStore:
         (row,) = await self._statements.rows(select(live.scalar_subquery(), refunds.scalar_subquery()))
         return row[0], row[1]
 
+
+_OF_CONCERT = bindparam("of_concert", type_=sales.c.concert_id.type)
+_LOCK = select(sales).where(sales.c.concert_id == _OF_CONCERT).with_for_update()
+_STOCK = select(sale_stock).where(sale_stock.c.concert_id == _OF_CONCERT).order_by(sale_stock.c.position)
+_SAVE = update(sales).where(sales.c.concert_id == _OF_CONCERT, sales.c.version == bindparam("was_version"))
+_SAVE_LINE = update(sale_stock).where(
+    sale_stock.c.ticket_type_id == bindparam("of_type"),
+    sale_stock.c.capacity == bindparam("was_capacity"),
+    sale_stock.c.held == bindparam("was_held"),
+    sale_stock.c.sold == bindparam("was_sold"),
+)
 
 # One statement, hence one snapshot: the rows of a sale follow each other.
 SALES_WITH_STOCK: Select[*tuple[Any, ...]] = (

@@ -48,7 +48,7 @@ class SqlUserStore:
             "created_at": session.created_at,
             "expires_at": session.expires_at,
         }
-        await self._statements.change(sessions.insert().values(row))
+        await self._statements.change(sessions.insert(), row)
 
     async def end_session(self, session_id: SessionId) -> None:
         """Log somebody out. May repeat."""
