@@ -11,6 +11,7 @@ from domain.base import (
     BookingId,
     Checker,
     FieldError,
+    IdempotencyMismatch,
     InProgress,
     InvalidInput,
     NotFound,
@@ -79,11 +80,6 @@ async def pay_booking(deps: Deps, viewer: Viewer, command: PayBooking) -> PayAns
     Raises: NotFound, InvalidInput, BookingState, PaymentDeclined, IdempotencyMismatch, InProgress, TooManyAttempts.
     """
     scope = scope_of(viewer.user.id, "payBooking", command)
-    check = Checker()
-    method = command.payment_method_id
-    check.text(method, ("paymentMethodId",), max_length=METHOD_MAX_LENGTH)
-    check.require(method == method.strip(), ("paymentMethodId",), "must not begin or end with a blank")
-    check.done()
     await deps.limiter.admit("pay", who=viewer.user.id)
     begun = await _begin(deps, viewer, command, scope)
     if isinstance(begun, _Unfinished):
@@ -120,10 +116,11 @@ async def _begin(
         try:
             if booking is None or booking.user_id != viewer.user.id:
                 raise NotFound("booking")
+            _check_method(command.payment_method_id)
             now = await unit.now()
             sale = await sale_of(unit, booking)
             check_payable(booking, sale.is_cancelled, now)
-        except (NotFound, BookingState) as refusal:
+        except (NotFound, InvalidInput, BookingState) as refusal:
             if scope is not None and not refusal.retryable:
                 await _keep_refusal(unit, scope, refusal)
             raise
@@ -131,6 +128,13 @@ async def _begin(
         if payments and payments[-1].status is PaymentStatus.REQUIRES_ACTION:
             return _Unfinished(payments[-1])
         return await _take_turn(deps, unit, booking, scope, now)
+
+
+def _check_method(method: str) -> None:
+    check = Checker()
+    check.text(method, ("paymentMethodId",), max_length=METHOD_MAX_LENGTH)
+    check.require(method == method.strip(), ("paymentMethodId",), "must not begin or end with a blank")
+    check.done()
 
 
 async def _take_turn(
@@ -279,9 +283,16 @@ async def _settled(deps: Deps, booking_id: BookingId, intent: Intent) -> Settled
     return settled
 
 
-async def _keep_refusal(unit: WriteUnit, scope: KeyScope, refusal: NotFound | BookingState) -> None:
-    """The refusal is this key's outcome, unless a parallel request settled the key first."""
+async def _keep_refusal(
+    unit: WriteUnit, scope: KeyScope, refusal: NotFound | InvalidInput | BookingState
+) -> None:
+    """The refusal is this key's outcome, in place of an attempt that came to nothing.
+
+    Raises: IdempotencyMismatch where a parallel request of another booking had the key first.
+    """
     stored = await unit.idempotency.claim(scope)
+    if stored is not None and stored.arguments_hash != scope.arguments_hash:
+        raise IdempotencyMismatch
     if stored is None or stored.refusal is None:
         await unit.idempotency.finish(scope, refusal=refusal)
         await unit.commit()
