@@ -169,6 +169,24 @@ async def test_what_was_never_sent_is_void_and_can_be_paid_later(shop: Shop) -> 
     assert first != second and len(shop.processor.of_booking(booking.id)) == 1
 
 
+@pytest.mark.parametrize(
+    "ends", [Shop.cancel, lambda shop, booking: shop.expire(booking.id)], ids=["cancelled", "expired"]
+)
+async def test_a_booking_that_is_over_leaves_nothing_to_charge(
+    shop: Shop, ends: Callable[[Shop, Booking], Awaitable[object]]
+) -> None:
+    """Its attempt was never sent and its intent lives on: the intent is cancelled with the next chores."""
+    booking = await shop.book(await shop.open_sale())
+    shop.processor.order("confirm", Failure(NotSent("open", retry_after_ms=1), happens=False))
+    assert isinstance(await shop.pay(booking), Deferred)
+    await ends(shop, booking)
+    assert await shop.chores() == ["IntentAbandoned"]
+    assert await shop.do_chores() == 0
+    (entry,) = shop.processor.of_booking(booking.id)
+    assert entry.intent.status is S.CANCELED
+    assert await shop.open_intent(booking.id) is None
+
+
 async def test_an_error_stored_under_the_creates_key_is_left_behind(shop: Shop) -> None:
     """A 500 at create would be repeated under its key for a day: the next try has another."""
     booking = await shop.book(await shop.open_sale())
