@@ -7,11 +7,17 @@ starve another.
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from sqlalchemy import (
@@ -40,6 +46,8 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from domain.base import BadUserInput, DatabaseAway, Overloaded, Unavailable
 from infra.db.tables import UtcDateTime
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +146,12 @@ class Statements:
     async def begin(self) -> None:
         """Start the transaction; on SQLite a writer has the file to itself from here on."""
         with port_errors():
-            await self.connection.begin()
+            await self._whole(_begun(self.connection))
 
     async def commit(self) -> None:
         """All of it is durable. Raises: DatabaseAway where that is not certain."""
         with port_errors():
-            await self.connection.commit()
+            await self._whole(self.connection.commit())
 
     async def now(self) -> datetime:
         """The database's clock at this moment. SQLite runs on this machine, and has this clock."""
@@ -191,11 +199,34 @@ class Statements:
     ) -> CursorResult[*tuple[Any, ...]]:
         with port_errors():
             try:
-                return await self.connection.execute(statement, parameters)
+                return await self._whole(self.connection.execute(statement, parameters))
             except OSError:
                 # Not one of the driver's errors, so SQLAlchemy would wait to roll back what does not answer.
                 await self.connection.invalidate()
                 raise
+
+    async def _whole(self, operation: Coroutine[object, object, T]) -> T:
+        """The operation's result; whoever is cancelled meanwhile leaves only once it has ended.
+
+        A SQLite connection works in a thread that hears of no cancel: given up in the middle of its BEGIN, it
+        takes the write lock after everybody has left. asyncpg cancels in the server.
+        """
+        if self.is_postgres:
+            return await operation
+        task = asyncio.ensure_future(operation)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            while not task.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # looked at: nobody is left to hear of it
+            raise
+
+
+async def _begun(connection: AsyncConnection) -> None:
+    await connection.begin()
 
 
 # ---------------------------------------------------------------- engines
