@@ -21,7 +21,9 @@ log = structlog.get_logger(__name__)
 
 # What a lane may hold at once: a worker that dies leaves no more than this to wait for its lease.
 CLAIM_MAX = 100
-LEASE_S = 30.0
+# After a worker's death what it had claimed waits for the end of its lease, and people may be watching. Where a
+# reaction takes longer than its lease, another worker does the same again, which changes nothing.
+LEASE_S = 5.0
 PARALLEL = 16
 # Wakes may be lost (Redis down, a row that backed off): look anyway.
 POLL_S = 0.5
@@ -38,7 +40,7 @@ EXPECTED = (DomainError, GatewayError, ConnectionError)
 class Relay:
     """One lane: the rows of some kinds of events, for ever.
 
-    Concurrency: any number of lanes and processes; no row is worked on twice at the same time.
+    Concurrency: any number of lanes and processes; within its lease no row is worked on twice.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Relay:
         kinds: Sequence[type[Event]],
         worker: str,
         metrics: Metrics,
+        lease_s: float = LEASE_S,
         react: Callable[[Deps, Event], Awaitable[None]] = react,
     ) -> None:
         self._deps = deps
@@ -56,6 +59,7 @@ class Relay:
         self._kinds = kinds
         self._worker = worker
         self._metrics = metrics
+        self._lease_s = lease_s
         self._react = react
         self._has_work = asyncio.Event()
         self._parallel = asyncio.Semaphore(PARALLEL)
@@ -81,7 +85,7 @@ class Relay:
     async def relay_some(self) -> int:
         """One claim's rows are done or backing off; how many it were."""
         rows = await self._queue.claim(
-            worker=self._worker, lease_s=LEASE_S, limit=CLAIM_MAX, kinds=self._kinds
+            worker=self._worker, lease_s=self._lease_s, limit=CLAIM_MAX, kinds=self._kinds
         )
         done = await asyncio.gather(*(self._relay(row) for row in rows))
         await self._queue.done([row.id for row, is_done in zip(rows, done, strict=True) if is_done])

@@ -22,6 +22,8 @@ from infra.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
+# The processor takes its time, and asking it twice at once helps nobody.
+CHORE_LEASE_S = 30.0
 EXPIRE_EVERY_S = 0.25
 RECONCILE_EVERY_S = 0.25
 RECONCILE_MAX = 50
@@ -60,6 +62,7 @@ class Worker:
                 kinds=(SaleClosed, RefundRequested, IntentAbandoned),
                 worker=f"{name}-chores",
                 metrics=metrics,
+                lease_s=CHORE_LEASE_S,
             ),
         )
 

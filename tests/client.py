@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -252,6 +252,34 @@ async def socket(url: str, *, token: str | None = None) -> AsyncIterator[websock
         answer = json.loads(await ws.recv())
         assert answer["type"] == "connection_ack", answer
         yield ws
+
+
+@asynccontextmanager
+async def recorded(watching: AbstractAsyncContextManager[Stream]) -> AsyncIterator[list[Json]]:
+    """All that a stream says until the block ends, in a list that grows."""
+    seen: list[Json] = []
+
+    async def listen(stream: Stream) -> None:
+        while True:
+            with suppress(TimeoutError):  # nothing to say for a while
+                seen.append(await stream.next())
+
+    async with watching as stream:
+        listening = asyncio.create_task(listen(stream))
+        try:
+            yield seen
+        finally:
+            listening.cancel()
+            await asyncio.wait([listening])
+
+
+async def until_now(seen: list[Json], is_right: Callable[[list[Json]], bool]) -> None:
+    """What was heard is right."""
+
+    async def heard() -> list[Json]:
+        return seen
+
+    await until(heard, is_right)
 
 
 async def until(read: Callable[[], Awaitable[T]], is_right: Callable[[T], bool]) -> T:

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from typing import Any
 
@@ -21,8 +20,9 @@ from tests.client import (
     Concert,
     Json,
     Stream,
+    recorded,
     ticket_type,
-    until,
+    until_now,
 )
 from tests.story.world import World, raw
 
@@ -191,33 +191,6 @@ async def test_logging_out_closes_that_sessions_sockets(world: World) -> None:
 
 
 # ---------------------------------------------------------------- helpers
-@asynccontextmanager
-async def recorded(watching: AbstractAsyncContextManager[Stream]) -> AsyncIterator[list[Json]]:
-    """All that a stream says until the block ends, in a list that grows."""
-    seen: list[Json] = []
-
-    async def listen(stream: Stream) -> None:
-        while True:
-            seen.append(await stream.next())
-
-    async with watching as stream:
-        listening = asyncio.create_task(listen(stream))
-        try:
-            yield seen
-        finally:
-            listening.cancel()
-            await asyncio.wait([listening])
-
-
-async def until_now(seen: list[Json], is_right: Callable[[list[Json]], bool]) -> None:
-    """What was heard is right."""
-
-    async def heard() -> list[Json]:
-        return seen
-
-    await until(heard, is_right)
-
-
 async def _big_concert(admin: Api) -> Concert:
     types = [ticket_type(capacity=500), ticket_type("Balcony", capacity=500)]
     return await admin.register(ticketTypes=types, maxTicketsPerUser=100)
