@@ -21,6 +21,16 @@ OPEN_STATUSES = frozenset(
     }
 )
 
+# The money was here, and may be again with the buyer.
+CAPTURED_STATUSES = frozenset(
+    {
+        PaymentStatus.CAPTURED,
+        PaymentStatus.REFUND_PENDING,
+        PaymentStatus.REFUNDED,
+        PaymentStatus.REFUND_FAILED,
+    }
+)
+
 # Every allowed change of an attempt; anything else is a programmer's mistake. DECLINED and VOIDED may still turn out
 # captured: a processor's late word about money always wins over ours.
 TRANSITIONS: dict[PaymentStatus, frozenset[PaymentStatus]] = {
@@ -82,6 +92,16 @@ class Payment:
             decline_code=decline_code,
             captured_at=now if status is PaymentStatus.CAPTURED else self.captured_at,
             refunded_at=now if status is PaymentStatus.REFUNDED else self.refunded_at,
+        )
+
+    def as_of(self, status: PaymentStatus, *, decline_code: str | None) -> "Payment":
+        """The attempt as it stood in this status: it may have moved on since its booking was read."""
+        return replace(
+            self,
+            status=status,
+            decline_code=decline_code,
+            captured_at=self.captured_at if status in CAPTURED_STATUSES else None,
+            refunded_at=self.refunded_at if status is PaymentStatus.REFUNDED else None,
         )
 
     @property

@@ -29,9 +29,9 @@ async def fill_empty(deps: Deps, *, say: Callable[[str], None]) -> None:
         return
     now = datetime.now(UTC).replace(microsecond=0)
     viewer = Viewer(admin, Session(SessionId("demo"), admin.id, now, now))
+    say(f"Demo admin: {ADMIN_EMAIL}, password: {password} (shown only now)")
     for concert in _CONCERTS:
         await register_concert(deps, viewer, _registration(concert, now))
-    say(f"Demo concerts are on sale. Admin: {ADMIN_EMAIL}, password: {password} (shown only now)")
 
 
 @dataclass(frozen=True, slots=True)

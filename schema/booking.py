@@ -4,7 +4,7 @@ from datetime import datetime
 
 import strawberry
 
-from domain.base import ConcertId, PaymentId, TicketTypeId
+from domain.base import TicketTypeId
 from domain.booking import ITEMS_MAX, QUANTITY_MAX, BookingStatus
 from domain.booking import Booking as BookingNoun
 from domain.booking import BookingItem as BookingItemNoun
@@ -67,8 +67,7 @@ class BookingItem:
 class Booking(Node):
     """One booking."""
 
-    raw_concert_id: strawberry.Private[ConcertId]
-    payment_id: strawberry.Private[PaymentId | None]
+    noun: strawberry.Private[BookingNoun]
     concert_id: strawberry.ID = strawberry.field(description="The concert's id.")
     items: list[BookingItem] = strawberry.field(
         description=f"From 1 to {ITEMS_MAX}, one per ticket type, with names and prices as of then."
@@ -95,24 +94,26 @@ class Booking(Node):
     )
     async def concert(self, info: FieldInfo) -> Concert | None:
         """Batched."""
-        noun = await info.context.loaders.concert(self.raw_concert_id)
+        noun = await info.context.loaders.concert(self.noun.concert_id)
         return None if noun is None else Concert.of(noun)
 
     @strawberry.field(description="The latest attempt to pay it, null before the first.")
     async def payment(self, info: FieldInfo) -> Payment | None:
-        """Batched."""
-        if self.payment_id is None:
+        """Batched, and shown as it stood in this version of the booking, so that the two never disagree."""
+        booking = self.noun
+        if booking.payment_id is None or booking.payment_status is None:
             return None
-        noun = await info.context.loaders.payment(self.payment_id)
-        return None if noun is None else Payment.of(noun)
+        found = await info.context.loaders.payment(booking.payment_id)
+        if found is None:
+            return None
+        return Payment.of(found.as_of(booking.payment_status, decline_code=booking.decline_code))
 
     @classmethod
     def of(cls, noun: BookingNoun) -> "Booking":
         """As its buyer sees it."""
         return cls(
             id=encode_id(Kind.BOOKING, noun.id),
-            raw_concert_id=noun.concert_id,
-            payment_id=noun.payment_id,
+            noun=noun,
             concert_id=encode_id(Kind.CONCERT, noun.concert_id),
             items=[BookingItem.of(item) for item in noun.items],
             total=Money.of(noun.total),

@@ -52,7 +52,9 @@ def new_world(backend: dict[str, Any]) -> NewWorld:
     """Worlds on the backend, with other settings where a story needs them."""
 
     def start(*, without: frozenset[str] = frozenset(), **facts: Any) -> AbstractAsyncContextManager[World]:
-        return running_world(Settings(**backend, demo=False, **facts), without=without)
+        # A busy machine is no bad day of the processor: only tests about those have less patience.
+        patient = {"payment_timeout_ms": 20_000} | facts
+        return running_world(Settings(**backend, demo=False, **patient), without=without)
 
     return start
 

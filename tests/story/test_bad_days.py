@@ -22,7 +22,9 @@ from tests.story.world import WEBHOOK_SECRET, World
 pytestmark = pytest.mark.anyio
 
 # Short enough for a test, long enough for a busy machine.
-TIMEOUT_MS = 400
+TIMEOUT_MS = 1_500
+# Given up before the reconciler has looked for the first time, a second after the attempt was sent.
+HASTY_MS = 700
 QUICK: dict[str, Any] = {
     "payment_timeout_ms": TIMEOUT_MS,
     "breaker_reset_s": 0.3,
@@ -102,10 +104,10 @@ async def test_a_hanging_processor_is_not_waited_for(new_world: NewWorld) -> Non
 
 async def test_an_unknown_outcome_is_settled_with_one_charge(new_world: NewWorld) -> None:
     """The processor charged and never answered: PENDING, then APPROVED, and never sent twice."""
-    async with new_world(**QUICK) as world:
+    async with new_world(**QUICK | {"payment_timeout_ms": HASTY_MS}) as world:
         _, ann, booking = await a_booking(world)
         await world.processor.control(mode="charge_then_hang")
-        pending = await ann.pay(booking["id"], key="k")
+        pending = await until(lambda: ann.pay(booking["id"], key="k"), is_sent)
         assert (pending["__typename"], pending["booking"]["status"]) == ("PaymentPending", "PAYMENT_PENDING")
         assert pending["booking"]["payBy"] is None
         other = await ann.pay(booking["id"], key="another")
@@ -148,10 +150,11 @@ async def test_a_create_that_failed_for_good_is_asked_under_a_new_key(new_world:
 
 async def test_cancelling_while_the_outcome_is_unknown_ends_with_one_refund(new_world: NewWorld) -> None:
     """The booking is cancelled at once; the charge that turns up goes back."""
-    async with new_world(**QUICK) as world:
+    async with new_world(**QUICK | {"payment_timeout_ms": HASTY_MS}) as world:
         concert, ann, booking = await a_booking(world)
         await world.processor.control(mode="charge_then_hang")
-        assert (await ann.pay(booking["id"]))["__typename"] == "PaymentPending"
+        pending = await until(lambda: ann.pay(booking["id"]), is_sent)
+        assert pending["__typename"] == "PaymentPending"
         cancelled = await ann.cancel(booking["id"])
         if cancelled["__typename"] == "CancelBookingSuccess":
             assert cancelled["booking"]["status"] == "CANCELLED"
@@ -278,6 +281,11 @@ async def a_booking(world: World, *, capacity: int = 10) -> tuple[Concert, Api, 
 def is_paid(answer: Json) -> bool:
     """Whether payBooking ended well."""
     return bool(answer["__typename"] == "PayBookingSuccess")
+
+
+def is_sent(answer: Json) -> bool:
+    """Whether payBooking got further than creating the intent, which a busy machine may be too slow for."""
+    return bool(answer["__typename"] != "PaymentDeferred")
 
 
 async def breaker_state(world: World) -> str:

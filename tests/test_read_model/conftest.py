@@ -13,6 +13,9 @@ from infra.read_model import (
 )
 from tests.servers import ValkeyServer, running_valkey
 
+# A busy machine is no frozen server; tests about those have the product's own limit.
+PATIENCE_S = 10.0
+
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
@@ -25,7 +28,7 @@ def valkey() -> Iterator[ValkeyServer]:
 async def redis_model(valkey: ValkeyServer) -> AsyncIterator[RedisReadModel]:
     """A read model in an empty Valkey."""
     valkey.flush()
-    async with redis_read_model(valkey.url) as model:
+    async with redis_read_model(valkey.url, read_limit_s=PATIENCE_S) as model:
         yield model
 
 
@@ -44,5 +47,5 @@ async def model(request: pytest.FixtureRequest) -> AsyncIterator[RebuildableRead
         return
     server = request.getfixturevalue("valkey")
     server.flush()
-    async with redis_read_model(server.url) as redis_model:
+    async with redis_read_model(server.url, read_limit_s=PATIENCE_S) as redis_model:
         yield redis_model
