@@ -156,6 +156,7 @@ async def test_my_updates_open_with_what_changed_since(world: World) -> None:
     await bob.booked(concert)
     await ann.cancel(ended["id"])
     cancelled = await ann.booking(ended["id"])
+    await world.outbox_is_empty()  # what is told late is pushed, final or not
     async with ann.watching(WATCH_MINE) as stream:
         opened = [await stream.next() for _ in range(2)]
         assert {now["bookingId"] for now in opened} == {old["id"], live["id"]}
