@@ -29,6 +29,8 @@ from infra.settings import Settings
 from infra.telemetry import configure_logging
 
 BACKLOG = 2_048
+# Longer than clients and load balancers keep an idle connection, so that none is closed under a new request.
+KEEP_ALIVE_S = 75
 # Open sockets are closed over this long when the process stops, or their clients would all come back at once.
 SPREAD_S = 5.0
 # A sandbox that `serve` starts answers within this, or something is wrong.
@@ -59,6 +61,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, without: fr
             ws="websockets-sansio",
             ws_per_message_deflate=False,
             ws_max_size=complete.max_body_bytes,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=complete.shutdown_grace_s,
             workers=workers,
         )

@@ -80,6 +80,8 @@ class FakeProcessor:
     _numbers: "count[int]" = field(default_factory=lambda: count(1))
 
     # ------------------------------------------------------------ what tests do
+    refunds_slowly = False  # A new refund is accepted and not through yet.
+
     def order(self, operation: str, *failures: Failure) -> None:
         """The next calls of this operation fail so."""
         self._orders[operation].extend(failures)
@@ -174,6 +176,8 @@ class FakeProcessor:
             if entry.intent.refunded_minor < entry.amount.amount_minor:
                 entry.refunds += 1
                 entry.intent = replace(entry.intent, refunded_minor=entry.amount.amount_minor)
+                if self.refunds_slowly:
+                    return RefundStatus.PENDING
             return RefundStatus.SUCCEEDED
 
         return await self._call("refund", entry.booking_id, key, effect)

@@ -319,13 +319,19 @@ async def refund_payment(deps: Deps, event: RefundRequested) -> None:
         status = RefundStatus.FAILED
     except OutcomeUnknown as lost:
         if lost.is_stored:
-            async with deps.write() as unit:
-                await unit.payments.raise_refund_number(payment.id)
-                await unit.commit()
+            await _use_new_refund_key(deps, payment.id)
         raise
     if status is RefundStatus.PENDING:
+        # The same key would only repeat this answer; under a new one it is through, or asked for anew if it failed.
+        await _use_new_refund_key(deps, payment.id)
         raise GatewayError("the refund is accepted and not through yet")
     await _refund_ended(deps, event, status)
+
+
+async def _use_new_refund_key(deps: Deps, payment_id: PaymentId) -> None:
+    async with deps.write() as unit:
+        await unit.payments.raise_refund_number(payment_id)
+        await unit.commit()
 
 
 async def _refund_pending(unit: WriteUnit, event: RefundRequested) -> Payment | None:

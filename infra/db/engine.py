@@ -58,10 +58,10 @@ class DatabaseLimits:
     readers: int = 8
     catalogue_readers: int = 4
     catalogue_writers: int = 4
-    queue_s: float = 10.0
+    queue_s: float = 25.0
     connect_s: float = 5.0
-    statement_s: float = 10.0
-    lock_s: float = 5.0
+    statement_s: float = 15.0
+    lock_s: float = 10.0
     catalogue_lock_s: float = 1.0
     # For what looks at everything there is, such as `frontrow verify`.
     patient_statement_s: float = 3_600.0

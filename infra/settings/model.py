@@ -152,7 +152,7 @@ class StorageSettings(_Group):
     """SQLite file or `postgresql+asyncpg://...`."""
     db_pool_size: int = Field(default=10, ge=1, le=500)
     """Connections of each process for writing, and as many for reading."""
-    db_pool_wait_s: float = Field(default=10, ge=0.1, le=60)
+    db_pool_wait_s: float = Field(default=25, ge=0.1, le=60)
     """Wait for a free connection at most, seconds."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis or Valkey: `redis://...`. Empty: in memory, one process."""

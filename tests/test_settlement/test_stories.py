@@ -299,6 +299,16 @@ async def test_a_refund_without_an_answer_is_asked_for_again(
     await assert_refunded_once(shop, booking.id, B.CANCELLED)
 
 
+async def test_a_refund_that_takes_its_time_is_waited_for(shop: Shop) -> None:
+    """Accepted and not through: REFUND_PENDING, and asked for again under a key that has not stored that answer."""
+    booking = await paid_and_cancelled(shop)
+    shop.processor.refunds_slowly = True
+    assert await shop.do_chores() == 1
+    assert (await shop.booking(booking.id)).payment_status is P.REFUND_PENDING
+    await shop.settle_everything()
+    await assert_refunded_once(shop, booking.id, B.CANCELLED)
+
+
 async def test_a_refund_of_disputed_money_is_not_asked_for_for_ever(shop: Shop) -> None:
     """The bank was faster: the refund is refused, and the webhook says that the money is back."""
     booking = await paid_and_cancelled(shop)
