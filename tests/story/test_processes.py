@@ -127,6 +127,8 @@ def shell(postgres_database_url: str, redis_url: str, stack: ExitStack) -> Shell
         settings
         | {
             "worker": "off",
+            # A busy machine is no bad day of the processor.
+            "payment_timeout_ms": "5000",
             "stripe_api_key": "sk_test_tests",
             "stripe_api_base": sandbox.hears(r"at (http://127\.0\.0\.1:\d+)")[1],
             "stripe_webhook_secret": WEBHOOK_SECRET,

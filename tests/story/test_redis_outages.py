@@ -45,7 +45,9 @@ def valkey() -> Iterator[ValkeyServer]:
 @pytest.fixture
 async def world(valkey: ValkeyServer, postgres_database_url: str) -> AsyncIterator[World]:
     """A running Frontrow on it."""
-    settings = Settings(database_url=postgres_database_url, redis_url=valkey.url, demo=False)
+    settings = Settings(
+        database_url=postgres_database_url, redis_url=valkey.url, demo=False, payment_timeout_ms=20_000
+    )
     async with running_world(settings) as running:
         await _read_model_is_right(running)
         yield running

@@ -108,6 +108,7 @@ async def test_a_locked_catalogue_keeps_nobody_from_selling(
         database_url=postgres_database_url,
         redis_url=redis_url,
         demo=False,
+        payment_timeout_ms=20_000,
         db_pool_size=2,
         # Shorter than the catalogue is waited for: whoever queued behind that would be refused.
         db_pool_wait_s=0.5,
@@ -135,7 +136,9 @@ async def test_a_locked_catalogue_keeps_nobody_from_selling(
 @pytest.fixture
 async def postgres_world(postgres_database_url: str, redis_url: str) -> AsyncIterator[World]:
     """SQLite can't lock one table."""
-    settings = Settings(database_url=postgres_database_url, redis_url=redis_url, demo=False)
+    settings = Settings(
+        database_url=postgres_database_url, redis_url=redis_url, demo=False, payment_timeout_ms=20_000
+    )
     async with running_world(settings) as world:
         yield world
 
