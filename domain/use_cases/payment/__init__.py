@@ -46,7 +46,7 @@ from domain.use_cases.payment.answers import (
     answer_to,
     replay,
 )
-from domain.use_cases.payment.nothing_charged import Start, defer, method_refused, not_charged
+from domain.use_cases.payment.nothing_charged import Start, defer, method_refused, not_charged, turn_of
 from domain.use_cases.settlement import Settled, mark_unknown, settle
 from domain.user import Viewer
 
@@ -223,22 +223,29 @@ async def _send(
                 return answer
         now = await unit.now()
         sale = await sale_of(unit, booking)
-        known = replace(start.record, intent_id=intent_id, creating_until=None, creating_key=None)
-        await unit.payments.put_intent(known)
+        turn = await turn_of(unit, start)
+        if turn is not None:
+            known = replace(turn, intent_id=intent_id, creating_until=None, creating_key=None)
+            await unit.payments.put_intent(known)
         try:
             check_payable(booking, sale.is_cancelled, now)
+            if turn is None:
+                raise payment_in_progress(booking.id)
         except BookingState as refusal:
+            if refusal.retryable:
+                raise  # another request has the turn, or had it: nothing of this one is kept, its key neither
             # The intent is known now; if the booking is over, it is cancelled next.
             if booking.status in {BookingStatus.CANCELLED, BookingStatus.EXPIRED}:
                 await abandon_intents(unit, [booking])
-            if scope is not None and not refusal.retryable:
+            if scope is not None:
                 await unit.idempotency.finish(scope, refusal=refusal)
             await unit.commit()
             raise
         payments = await unit.payments.of_booking(booking.id)
-        is_first = all(payment.id != known.payment_id for payment in payments)
+        first_id = start.record.payment_id
+        is_first = all(payment.id != first_id for payment in payments)
         attempt = Payment(
-            id=known.payment_id if is_first else PaymentId(deps.randomness.new_id()),
+            id=first_id if is_first else PaymentId(deps.randomness.new_id()),
             booking_id=booking.id,
             user_id=viewer.user.id,
             amount=booking.total,

@@ -19,6 +19,13 @@ class Start:
     record: IntentRecord
 
 
+async def turn_of(unit: WriteUnit, start: Start) -> IntentRecord | None:
+    """The intent as it is now; None where this took so long that the turn went to another request."""
+    now = await unit.payments.intent(start.record.payment_id)
+    is_ours = now is not None and not now.is_closed and now.creating_until == start.record.creating_until
+    return now if is_ours else None
+
+
 async def defer(deps: Deps, start: Start, error: GatewayError) -> Deferred:
     """The seats stay held; the first time the hold starts anew."""
     retry_after_ms = error.retry_after_ms if isinstance(error, NotSent) else RETRY_AFTER_MS
@@ -28,10 +35,12 @@ async def defer(deps: Deps, start: Start, error: GatewayError) -> Deferred:
         booking = (await unit.bookings.lock([start.booking.id]))[0]
         now = await unit.now()
         sale = await sale_of(unit, booking)
-        number = start.record.create_number + (1 if is_stored else 0)
-        await unit.payments.put_intent(
-            replace(start.record, create_number=number, creating_until=None, creating_key=None)
-        )
+        turn = await turn_of(unit, start)
+        if turn is not None:
+            number = turn.create_number + (1 if is_stored else 0)
+            await unit.payments.put_intent(
+                replace(turn, create_number=number, creating_until=None, creating_key=None)
+            )
         if booking.status not in PAYABLE:
             await unit.commit()
             check_payable(booking, sale.is_cancelled, now)
@@ -59,7 +68,7 @@ async def not_charged(deps: Deps, attempt: Payment, *, retry_after_ms: int) -> D
         booking, voided = await _void(unit, attempt)
         now = await unit.now()
         sale = await sale_of(unit, booking)
-        if booking.status is BookingStatus.PAYMENT_PENDING:
+        if _waits_for(attempt, booking):
             returned = showing(booking.returned(now), voided)
             await record(unit, [(booking, returned)], sale=sale, moved=None)
             booking = await _write_deferred(deps, unit, returned, sale, now, retry_after_ms)
@@ -70,11 +79,11 @@ async def not_charged(deps: Deps, attempt: Payment, *, retry_after_ms: int) -> D
 
 
 async def method_refused(deps: Deps, attempt: Payment, scope: KeyScope | None, refusal: InvalidInput) -> None:
-    """The method is none that can be charged: pay with another. The refusal is the key\'s outcome."""
+    """The method is none that can be charged: pay with another. The refusal is the key's outcome."""
     async with deps.write() as unit:
         booking, voided = await _void(unit, attempt)
         now = await unit.now()
-        if booking.status is BookingStatus.PAYMENT_PENDING:
+        if _waits_for(attempt, booking):
             returned = showing(booking.returned(now), voided)
             await record(unit, [(booking, returned)], sale=await sale_of(unit, booking), moved=None)
         if scope is not None:
@@ -92,3 +101,8 @@ async def _void(unit: WriteUnit, attempt: Payment) -> tuple[Booking, list[Paymen
         await unit.payments.save(current, voided)
         payments[payments.index(current)] = voided
     return booking, payments
+
+
+def _waits_for(attempt: Payment, booking: Booking) -> bool:
+    """Whether it is this attempt's end that the booking waits for, and not a later one's."""
+    return booking.status is BookingStatus.PAYMENT_PENDING and booking.payment_id == attempt.id
