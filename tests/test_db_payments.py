@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from domain.base import BookingId, InProgress, PaymentId, PaymentStatus, TicketTypeId
 from domain.booking import SoldOut
-from domain.ports import IntentRecord, StoredOutcome
+from domain.ports import IntentRecord, OpenIntent, StoredOutcome
 from infra.db.engine import DatabaseLimits
 from infra.db.tables import idempotency_keys, payment_intents
 from infra.db.unit import Database
@@ -154,16 +154,19 @@ async def test_due_intents_are_leased_to_one_caller(database: Database) -> None:
 async def test_intent_is_looked_at_again_when_it_was_said(database: Database) -> None:
     """Looks in vain are counted until somebody touches the intent; a closed one is not looked at again."""
     record = an_intent(BOOKING)
+    last = OpenIntent(record.payment_id, record.booking_id, "pi", asked=0)
 
     async def claim() -> list[int]:
+        nonlocal last
         async with database.write() as unit:
             claimed = await unit.payments.claim_open_intents(lease_s=60, limit=9)
             await unit.commit()
+        last = claimed[0] if claimed else last
         return [intent.asked for intent in claimed]
 
     async def again(after_s: float) -> None:
         async with database.write() as unit:
-            await unit.payments.look_again(record.payment_id, after_s=after_s)
+            await unit.payments.look_again(last, after_s=after_s)
             await unit.commit()
 
     async def put(record: IntentRecord) -> None:
@@ -176,6 +179,10 @@ async def test_intent_is_looked_at_again_when_it_was_said(database: Database) ->
     assert await claim() == [1]
     await again(after_s=0)
     assert await claim() == [2]
+    await put(record)
+    await again(after_s=60)
+    await make_due(database)
+    assert await claim() == [0], "who had claimed it before it was touched puts nothing off"
     await again(after_s=60)
     assert await claim() == []
     await put(record)

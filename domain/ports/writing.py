@@ -245,8 +245,8 @@ class PaymentStore(Protocol):
         """Intents due for a look, leased to the caller. Concurrency: two callers never get the same one."""
         ...
 
-    async def look_again(self, payment_id: PaymentId, *, after_s: float) -> None:
-        """Put the next look at this intent then."""
+    async def look_again(self, claimed: OpenIntent, *, after_s: float) -> None:
+        """Put the next look then. What was written of the intent since it was claimed wants one sooner, and wins."""
         ...
 
     async def next_refund_number(self, payment_id: PaymentId) -> int:

@@ -4,8 +4,9 @@
 reconciler, a webhook, a retried refund) re-reads the intent and calls it; order and repetition don't matter.
 """
 
+import math
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from domain.base import BookingId, PaymentId, PaymentStatus
 from domain.booking import HOLDING, Action, Booking, BookingStatus
@@ -248,30 +249,32 @@ async def reconcile(deps: Deps, claimed: OpenIntent) -> None:
     Still unconfirmed `settle_after_s` after it was sent, or not wanted any more: it is cancelled, and that answer
     is final.
     """
+    wait_s = LOOK_AGAIN_S[min(claimed.asked, len(LOOK_AGAIN_S) - 1)]
     try:
         settled = await settle(
             deps, claimed.booking_id, await deps.gateway.retrieve_intent(claimed.intent_id)
         )
-        if settled is not None and await _is_to_be_cancelled(deps, settled):
+        patience_s = math.inf if settled is None else await _patience_s(deps, settled)
+        if patience_s <= 0:
             canceled = await deps.gateway.cancel_intent(claimed.intent_id)
             await settle(deps, claimed.booking_id, canceled)
-            return
+        else:
+            wait_s = min(wait_s, patience_s)
     finally:
         # After a failure too: an open intent is looked at until the processor says what became of it.
-        wait_s = LOOK_AGAIN_S[min(claimed.asked, len(LOOK_AGAIN_S) - 1)]
         async with deps.write() as unit:
-            await unit.payments.look_again(claimed.payment_id, after_s=wait_s)
+            await unit.payments.look_again(claimed, after_s=wait_s)
             await unit.commit()
 
 
-async def _is_to_be_cancelled(deps: Deps, settled: Settled) -> bool:
+async def _patience_s(deps: Deps, settled: Settled) -> float:
+    """How much longer the intent may stay unconfirmed; for ever where a buyer may still come and pay."""
     if settled.booking.status in {BookingStatus.CANCELLED, BookingStatus.EXPIRED}:
-        return settled.payment.status in UNSETTLED | {PaymentStatus.DECLINED}
+        return 0 if settled.payment.status in UNSETTLED | {PaymentStatus.DECLINED} else math.inf
     if settled.payment.status not in {PaymentStatus.PROCESSING, PaymentStatus.UNKNOWN}:
-        return False
-    async with deps.write() as unit:
-        now = await unit.now()
-    return settled.payment.created_at + timedelta(seconds=deps.rules.settle_after_s) <= now
+        return math.inf
+    age = await deps.reads.now() - settled.payment.created_at
+    return deps.rules.settle_after_s - age.total_seconds()
 
 
 async def close_intent(deps: Deps, event: IntentAbandoned) -> None:

@@ -143,11 +143,18 @@ class SqlPaymentStore:
             for row in rows
         ]
 
-    async def look_again(self, payment_id: PaymentId, *, after_s: float) -> None:
-        """Put the next look at this intent then, and count that one was in vain. A closed one stays closed."""
+    async def look_again(self, claimed: OpenIntent, *, after_s: float) -> None:
+        """Put the next look then, and count that one was in vain. A closed one stays closed.
+
+        What was written of the intent since it was claimed wants a look sooner, and wins.
+        """
         await self._statements.change(
             update(payment_intents)
-            .where(payment_intents.c.payment_id == payment_id, payment_intents.c.look_at.is_not(None))
+            .where(
+                payment_intents.c.payment_id == claimed.payment_id,
+                payment_intents.c.asked == claimed.asked,
+                payment_intents.c.look_at.is_not(None),
+            )
             .values(look_at=self._statements.clock(plus_s=after_s), asked=payment_intents.c.asked + 1)
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select, update
@@ -11,7 +12,7 @@ from domain.booking import Booking, BookingStatus, Sale
 from domain.payment import IntentStatus, NotSent, OutcomeUnknown, RequestRefused
 from domain.use_cases.payment import ActionNeeded, Deferred, Paid, Pending
 from domain.use_cases.settlement import Settled, retry_failed_refunds, settle
-from infra.db.tables import payments, webhook_events
+from infra.db.tables import payment_intents, payments, webhook_events
 from infra.db.unit import Database
 from tests.db_world import a_sale, run_sql
 from tests.fake_processor import ACTION, DECLINED, Failure, FakeProcessor, broke, lost
@@ -122,6 +123,22 @@ async def test_an_unknown_outcome_is_settled_in_time(database: Database, happens
             S.SUCCEEDED,
         ]
         assert await shop.broken() == []
+
+
+async def test_a_look_is_due_when_the_time_of_an_unknown_outcome_is_up(shop: Shop) -> None:
+    """After many looks in vain the next one would be half a minute away, and the time is up in five seconds."""
+    booking = await shop.book(await shop.open_sale())
+    shop.processor.order("confirm", lost(happens=False))
+    await shop.pay(booking)
+    async with shop.database.writers.transaction() as statements:
+        now = await statements.now()
+        await statements.change(update(payments).values(created_at=now - timedelta(seconds=25)))
+        await statements.change(update(payment_intents).values(asked=9))
+        await statements.commit()
+    await shop.reconcile()
+    async with shop.database.writers.transaction() as statements:
+        (row,) = await statements.rows(select(payment_intents.c.look_at))
+    assert row.look_at - now < timedelta(seconds=6)
 
 
 # ---------------------------------------------------------------- declines and attempts

@@ -1,5 +1,6 @@
 """One request at a time may start an attempt; one that took too long has lost its turn to another."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -8,9 +9,9 @@ from sqlalchemy import update
 from domain.base import BookingId, DomainError, PaymentStatus
 from domain.booking import Booking, BookingStatus
 from domain.payment import NotSent
-from domain.use_cases.payment import Paid, Pending
+from domain.use_cases.payment import ActionNeeded, Deferred, Paid, Pending
 from infra.db.tables import payment_intents, payments
-from tests.fake_processor import DECLINED, Failure, lost
+from tests.fake_processor import ACTION, DECLINED, OK, Failure, lost
 from tests.paying import PAST, Shop
 
 pytestmark = pytest.mark.anyio
@@ -85,6 +86,38 @@ async def test_an_attempt_that_was_given_up_takes_nothing_from_the_next(shop: Sh
     assert (now.status, now.payment_status) == (BookingStatus.PAYMENT_PENDING, PaymentStatus.UNKNOWN)
 
 
+# ---------------------------------------------------------------- taking up an authentication
+@pytest.mark.parametrize("method", [ACTION, OK], ids=["resumed", "another card"])
+async def test_nobody_waits_long_for_a_processor_that_is_silent(shop: Shop, method: str) -> None:
+    """Whoever resumes an authentication, or uses another card, is told after one call's time to come back."""
+    booking = await shop.book(await shop.open_sale())
+    assert isinstance(await shop.pay(booking, ACTION), ActionNeeded)
+
+    async def silence(moment: str, _: BookingId) -> None:
+        if moment in {"retrieve", "cancel"}:
+            await asyncio.Event().wait()
+
+    shop.processor.step = silence
+    async with asyncio.timeout(10):
+        with pytest.raises(DomainError, match="under way"):
+            await shop.pay(booking, method, key="k")
+    shop.processor.step = _no_step
+    assert not isinstance(await shop.pay(booking, method, key="k"), Pending)
+
+
+async def test_a_key_that_was_deferred_keeps_the_payment_it_took_up(shop: Shop) -> None:
+    """Its own attempt was never sent; the one that it found paid is its answer from then on."""
+    booking = await shop.book(await shop.open_sale())
+    shop.processor.order("confirm", Failure(NotSent("open", retry_after_ms=1), happens=False))
+    assert isinstance(await shop.pay(booking, ACTION, key="k"), Deferred)
+    assert isinstance(await shop.pay(booking, ACTION, key="other"), ActionNeeded)
+    (entry,) = shop.processor.of_booking(booking.id)
+    shop.processor.authenticate(entry.intent.id, succeeds=True)
+    for _ in range(2):
+        assert isinstance(await shop.pay(booking, ACTION, key="k"), Paid)
+
+
+# ---------------------------------------------------------------- helpers
 async def slow_payer_hears(
     shop: Shop, booking: Booking, meanwhile: Callable[[Shop, Booking], Awaitable[None]]
 ) -> str:

@@ -4,6 +4,7 @@ No transaction is open while the processor is asked. Until the attempt is commit
 any failure before is "pay a little later"; after it, an answer that is missing is UNKNOWN and never sent again.
 """
 
+import asyncio
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -122,7 +123,7 @@ async def _begin(
             check_payable(booking, sale.is_cancelled, now)
         except (NotFound, InvalidInput, BookingState) as refusal:
             if scope is not None and not refusal.retryable:
-                await _keep_refusal(unit, scope, refusal)
+                await _keep(unit, scope, refusal=refusal)
             raise
         payments = await unit.payments.of_booking(booking.id)
         if payments and payments[-1].status is PaymentStatus.REQUIRES_ACTION:
@@ -186,11 +187,13 @@ async def _take_up(
     Returns None where a new attempt may start.
     """
     try:
-        if unfinished.payment_method_id == command.payment_method_id:
-            intent = await deps.gateway.retrieve_intent(unfinished.intent_id)
-        else:
-            intent = await deps.gateway.cancel_intent(unfinished.intent_id)
-    except GatewayError:
+        # Somebody waits for this, unlike for the reconciler's questions. Cut off, it may be asked again.
+        async with asyncio.timeout(deps.rules.payment_timeout_ms / 1_000):
+            if unfinished.payment_method_id == command.payment_method_id:
+                intent = await deps.gateway.retrieve_intent(unfinished.intent_id)
+            else:
+                intent = await deps.gateway.cancel_intent(unfinished.intent_id)
+    except (GatewayError, TimeoutError):
         raise payment_in_progress(command.booking_id) from None
     settled = await settle(deps, command.booking_id, intent)
     assert settled is not None, "the attempt is on this intent"
@@ -198,9 +201,7 @@ async def _take_up(
         return None
     if scope is not None:
         async with deps.write() as unit:
-            if await unit.idempotency.claim(scope) is None:
-                await unit.idempotency.finish(scope, reference=settled.payment.id)
-                await unit.commit()
+            await _keep(unit, scope, reference=settled.payment.id)
     return await answer_to(deps, settled)
 
 
@@ -290,10 +291,14 @@ async def _settled(deps: Deps, booking_id: BookingId, intent: Intent) -> Settled
     return settled
 
 
-async def _keep_refusal(
-    unit: WriteUnit, scope: KeyScope, refusal: NotFound | InvalidInput | BookingState
+async def _keep(
+    unit: WriteUnit,
+    scope: KeyScope,
+    *,
+    reference: PaymentId | None = None,
+    refusal: NotFound | InvalidInput | BookingState | None = None,
 ) -> None:
-    """The refusal is this key's outcome, in place of an attempt that came to nothing.
+    """The attempt or the refusal is this key's outcome, in place of an attempt that came to nothing.
 
     Raises: IdempotencyMismatch where a parallel request of another booking had the key first.
     """
@@ -301,5 +306,5 @@ async def _keep_refusal(
     if stored is not None and stored.arguments_hash != scope.arguments_hash:
         raise IdempotencyMismatch
     if stored is None or stored.refusal is None:
-        await unit.idempotency.finish(scope, refusal=refusal)
+        await unit.idempotency.finish(scope, reference=reference, refusal=refusal)
         await unit.commit()
