@@ -1,6 +1,6 @@
 """From the outbox to its reactions: claim by lease, react, delete; what fails backs off alone.
 
-Delivery is at least once. Two lanes, so that a slow processor never delays what people see.
+Delivery is at least once. Several lanes, so that a slow processor never delays what needs none.
 """
 
 import asyncio
@@ -76,6 +76,11 @@ class Relay:
                 relayed = await self.relay_some()
             except DomainError as error:  # the database is away: what is in it waits
                 log.warning("relay.waits", lane=self._worker, error=str(error))
+                await asyncio.sleep(POLL_S)
+                continue
+            except Exception:
+                # An edge: if the lane ended, nothing would be told any more, and nobody would hear of it.
+                log.exception("relay.broke", lane=self._worker)
                 await asyncio.sleep(POLL_S)
                 continue
             if relayed < CLAIM_MAX:

@@ -56,10 +56,12 @@ class Worker:
         self._metrics = metrics
         self._lanes = (
             Relay(deps, queue, kinds=(BookingChanged, SaleChanged), worker=name, metrics=metrics),
+            # Cancelling the bookings of a concert asks the processor nothing, and must not wait for it.
+            Relay(deps, queue, kinds=(SaleClosed,), worker=f"{name}-closing", metrics=metrics),
             Relay(
                 deps,
                 queue,
-                kinds=(SaleClosed, RefundRequested, IntentAbandoned),
+                kinds=(RefundRequested, IntentAbandoned),
                 worker=f"{name}-chores",
                 metrics=metrics,
                 lease_s=CHORE_LEASE_S,
@@ -106,6 +108,8 @@ class Worker:
                     await reconcile(self._deps, intent)
                 except EXPECTED as error:
                     log.warning("reconcile.failed", payment_id=intent.payment_id, error=str(error))
+                except Exception:
+                    log.exception("reconcile.broke", payment_id=intent.payment_id)
 
         await asyncio.gather(*(look(intent) for intent in claimed))
 
@@ -124,10 +128,12 @@ class Worker:
         self._metrics.outbox_lag_s.set(oldest_s)
 
     async def _reap(self) -> None:
-        async with self._deps.write() as unit:
-            before = await unit.now() - KEY_LIFE
-            await unit.idempotency.reap(before=before, limit=REAP_MAX)
-            await unit.commit()
+        reaped = REAP_MAX
+        while reaped == REAP_MAX:
+            async with self._deps.write() as unit:
+                before = await unit.now() - KEY_LIFE
+                reaped = await unit.idempotency.reap(before=before, limit=REAP_MAX)
+                await unit.commit()
 
 
 async def _every(wait_s: float, work: Callable[[], Awaitable[object]]) -> None:

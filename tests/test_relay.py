@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, cast
 
 import pytest
+import structlog
 from sqlalchemy import select, update
 
 from domain.base import DatabaseAway
@@ -17,6 +18,7 @@ from domain.events import Event
 from domain.payment import OutcomeUnknown
 from domain.ports import Deps
 from domain.reactions import react
+from infra.db.engine import TableMissing
 from infra.db.source import WriteSideSource
 from infra.db.tables import outbox
 from infra.db.unit import Database
@@ -24,7 +26,7 @@ from infra.read_model import MemoryReadModel, differences, rebuild
 from infra.relay import AWAY_BACKOFF_MAX_S, BACKOFF_MAX_S, Relay
 from infra.telemetry import Metrics
 from tests.client import until
-from tests.db_world import an_event
+from tests.db_world import an_event, run_sql
 from tests.fake_processor import FakeProcessor
 from tests.paying import PAST, running_shop
 
@@ -245,6 +247,26 @@ async def test_no_event_backs_off_for_long(database: Database, error: Exception,
     await a_relay(database, Told(failing={"bad": error})).relay_some()
     ((row, wait_s),) = await in_outbox(database)
     assert row.attempts == 101 and longest_s / 2 < wait_s <= longest_s
+
+
+async def test_a_relay_outlives_what_nobody_expected(database: Database) -> None:
+    """Its table was gone for a while: it goes on looking, and tells what was in it."""
+    told = Told()
+    await put(database, "waiting")
+    await run_sql(database, "ALTER TABLE outbox RENAME TO away")
+    relay = a_relay(database, told)
+    with pytest.raises(TableMissing):
+        await relay.relay_some()
+    async with relaying(relay):
+        with structlog.testing.capture_logs() as logs:
+
+            async def broke() -> bool:
+                return any(line["event"] == "relay.broke" for line in logs)
+
+            await until(broke, bool)
+        await run_sql(database, "ALTER TABLE away RENAME TO outbox")
+        await told.all_of(["waiting"])
+        await depth_is_0(database)
 
 
 # ---------------------------------------------------------------- order and repetition
