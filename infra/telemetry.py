@@ -88,7 +88,7 @@ def _renderers(settings: Settings) -> list[Processor]:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Every metric of one process, on its own registry: `metrics.bookings.labels(outcome="SOLD_OUT").inc()`.
+    """Every metric of one process, on its own registry: `metrics.breaker_transitions.labels(to="open").inc()`.
 
     Label values come from closed sets only (codes, states), never from what a client sent.
     """
@@ -96,14 +96,12 @@ class Metrics:
     registry: CollectorRegistry
     http_requests: Histogram
     graphql_operations: Counter
-    bookings: Counter
-    payments: Counter
     breaker_state: Enum
     breaker_transitions: Counter
     outbox_lag_s: Gauge
     outbox_depth: Gauge
     relay_failures: Counter
-    refunds_failed: Counter
+    refunds_failed: Gauge
     subscribers: Gauge
     open_sockets: Gauge
     event_stream_connected: Gauge
@@ -138,8 +136,6 @@ class Metrics:
                 "type",
                 "code",
             ),
-            bookings=counter("bookings", "bookConcert by outcome, BOOKED or a problem's code.", "outcome"),
-            payments=counter("payments", "Payments by the state they came to.", "outcome"),
             breaker_state=Enum(
                 "frontrow_breaker_state",
                 "The circuit breaker around the processor.",
@@ -147,12 +143,12 @@ class Metrics:
                 registry=registry,
             ),
             breaker_transitions=counter("breaker_transitions", "Changes of the breaker by new state.", "to"),
-            outbox_lag_s=gauge("outbox_lag_seconds", "Age of the oldest outbox row that is due."),
+            outbox_lag_s=gauge("outbox_lag_seconds", "Age of the oldest outbox row."),
             outbox_depth=gauge("outbox_depth", "Outbox rows that wait."),
             relay_failures=counter(
                 "relay_failures", "Reactions that failed and back off, by event.", "event"
             ),
-            refunds_failed=counter("refunds_failed", "Refunds that ended REFUND_FAILED and need a person."),
+            refunds_failed=gauge("refunds_failed", "Refunds that are REFUND_FAILED and need a person."),
             subscribers=gauge("subscribers", "Open subscriptions."),
             open_sockets=gauge("open_sockets", "Open websockets."),
             event_stream_connected=gauge(

@@ -29,7 +29,6 @@ RECONCILE_EVERY_S = 0.25
 RECONCILE_MAX = 50
 RECONCILE_PARALLEL = 10
 KEEP_EVERY_S = 1.0
-MEASURE_EVERY_S = 5.0
 REAP_EVERY_S = 600.0
 REAP_MAX = 10_000
 # Keys are kept 72 h (contract, "retry").
@@ -50,10 +49,8 @@ class Worker:
         metrics: Metrics,
     ) -> None:
         self._deps = deps
-        self._queue = queue
         self._read_model = read_model
         self._source = source
-        self._metrics = metrics
         self._lanes = (
             Relay(deps, queue, kinds=(BookingChanged, SaleChanged), worker=name, metrics=metrics),
             # Cancelling the bookings of a concert asks the processor nothing, and must not wait for it.
@@ -91,7 +88,6 @@ class Worker:
             tasks.create_task(_every(EXPIRE_EVERY_S, self._expire))
             tasks.create_task(_every(RECONCILE_EVERY_S, self._reconcile))
             tasks.create_task(_every(KEEP_EVERY_S, self._keep_read_model))
-            tasks.create_task(_every(MEASURE_EVERY_S, self._measure))
             tasks.create_task(_every(REAP_EVERY_S, self._reap))
 
     async def _expire(self) -> None:
@@ -121,11 +117,6 @@ class Worker:
                     log.info("read_model.rebuilt")
             except GenerationLost:
                 log.info("read_model.rebuilt_elsewhere")
-
-    async def _measure(self) -> None:
-        depth, oldest_s = await self._queue.lag()
-        self._metrics.outbox_depth.set(depth)
-        self._metrics.outbox_lag_s.set(oldest_s)
 
     async def _reap(self) -> None:
         reaped = REAP_MAX

@@ -62,11 +62,11 @@ def test_a_traceback_shows_no_local_variables(env: str) -> None:
 def test_metrics_of_two_applications_are_apart() -> None:
     """Each has a registry of its own, so tests and processes don't share counts."""
     one, other = Metrics.build(), Metrics.build()
-    one.bookings.labels(outcome="SOLD_OUT").inc()
+    one.relay_failures.labels(event="SaleClosed").inc()
     one.breaker_state.state("open")
-    assert b'frontrow_bookings_total{outcome="SOLD_OUT"} 1.0' in one.exposition()
+    assert b'frontrow_relay_failures_total{event="SaleClosed"} 1.0' in one.exposition()
     assert b'frontrow_breaker_state{frontrow_breaker_state="open"} 1.0' in one.exposition()
-    assert b"SOLD_OUT" not in other.exposition()
+    assert b"SaleClosed" not in other.exposition()
 
 
 def test_an_invented_http_method_makes_no_new_series() -> None:
