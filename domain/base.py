@@ -226,13 +226,13 @@ class DatabaseAway(DomainError):
 
 @dataclass(slots=True)
 class Checker:
-    """Collects the wrong fields of one input, so that a person hears of all of them at once."""
+    """Collects the wrong fields of one input, each with its first fault, so that a person hears of them all."""
 
     errors: list[FieldError] = field(default_factory=list)
 
     def require(self, condition: bool, path: tuple[str, ...], message: str) -> None:
-        """Note `message` at `path` unless `condition` holds."""
-        if not condition:
+        """Note `message` at `path` unless `condition` holds or something is wrong there already."""
+        if not condition and all(error.path != path for error in self.errors):
             self.errors.append(FieldError(path, message))
 
     def text(self, value: str, path: tuple[str, ...], *, max_length: int, min_length: int = 1) -> None:
