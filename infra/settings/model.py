@@ -233,15 +233,15 @@ class LimitSettings(_Group):
     max_waiting_passwords: int = Field(default=1_000, ge=1, le=100_000)
     """Log-ins and sign-ups that wait for a password hash, per process; a hash takes about 30 ms of a core."""
     log_in_failures_max: int = Field(default=10, ge=1, le=1_000_000)
-    """Failed log-ins per e-mail address and window."""
+    """Failed log-ins per e-mail address and window, in each process."""
     log_in_window_s: int = Field(default=900, ge=1, le=86_400)
     """That window, seconds (15 minutes)."""
     sign_ups_per_min: int = Field(default=3_000, ge=1, le=10_000_000)
-    """Sign-ups per client address and minute."""
+    """Sign-ups per client address and minute, in each process."""
     bookings_per_min: int = Field(default=1_200, ge=1, le=10_000_000)
-    """bookConcert calls per user and minute."""
+    """bookConcert calls per user and minute, in each process."""
     payments_per_min: int = Field(default=600, ge=1, le=10_000_000)
-    """payBooking calls per user and minute."""
+    """payBooking calls per user and minute, in each process."""
 
 
 # Bases are read from the right, so this is the order of the table reversed.
