@@ -50,7 +50,15 @@ class StreamedUpdates:
 
 async def _read(listener: Listener, decoded: Callable[[bytes], T]) -> AsyncIterator[T | Resync]:
     async for said in listener:
-        yield said if isinstance(said, Resync) else decoded(said.body)
+        yield said if isinstance(said, Resync) else _understood(said.body, decoded)
+
+
+def _understood(body: bytes, decoded: Callable[[bytes], T]) -> T | Resync:
+    """What an announcement says. One of another release may not be readable here: the database is."""
+    try:
+        return decoded(body)
+    except ValueError:
+        return Resync()
 
 
 def _concert(concert_id: ConcertId) -> str:

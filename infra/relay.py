@@ -84,8 +84,10 @@ class Relay:
                 await asyncio.sleep(POLL_S)
                 continue
             if relayed < CLAIM_MAX:
+                # Not asyncio.wait_for: before Python 3.12 a wake in the moment of a cancel swallows that.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._has_work.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._has_work.wait()
 
     async def relay_some(self) -> int:
         """One claim's rows are done or backing off; how many it were."""

@@ -22,7 +22,7 @@ from infra.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
 
-# The processor takes its time, and asking it twice at once helps nobody.
+# The processor takes its time, and so does a batch of cancellations: doing either twice at once helps nobody.
 CHORE_LEASE_S = 30.0
 EXPIRE_EVERY_S = 0.25
 RECONCILE_EVERY_S = 0.25
@@ -54,7 +54,14 @@ class Worker:
         self._lanes = (
             Relay(deps, queue, kinds=(BookingChanged, SaleChanged), worker=name, metrics=metrics),
             # Cancelling the bookings of a concert asks the processor nothing, and must not wait for it.
-            Relay(deps, queue, kinds=(SaleClosed,), worker=f"{name}-closing", metrics=metrics),
+            Relay(
+                deps,
+                queue,
+                kinds=(SaleClosed,),
+                worker=f"{name}-closing",
+                metrics=metrics,
+                lease_s=CHORE_LEASE_S,
+            ),
             Relay(
                 deps,
                 queue,

@@ -202,6 +202,20 @@ async def test_a_wake_is_enough_to_be_told(database: Database) -> None:
         await told.all_of(["c0", "c1", "c2", "c3", "c4", "unannounced"])
 
 
+async def test_a_wake_keeps_no_relay_from_being_stopped(database: Database) -> None:
+    """Both come in one moment, as when the process stops while somebody books: the relay ends."""
+    relay = a_relay(database, Told())
+    task = asyncio.create_task(relay.run())
+    await put(database, "c")
+    relay.wake()
+    await depth_is_0(database)
+    relay.wake()
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=5)
+    task.cancel()
+    assert task in done
+
+
 # ---------------------------------------------------------------- failures
 @pytest.mark.parametrize(
     "error",
