@@ -1,6 +1,8 @@
 # Frontrow: `make` alone lists what there is to do. Everything lives in .venv; nothing needs root or a server.
 
 PYTHON ?= python3
+# How many tests run at once; they wait more than they compute, and each process has servers of its own.
+JOBS ?= 2
 # Handed on: make serve ARGS="--port 9000", make test ARGS="-k seat", make lock ARGS=--upgrade
 ARGS ?=
 BIN := .venv/bin
@@ -20,7 +22,7 @@ serve: .venv/.ready-to-serve ## Set up what serving needs, then serve on 127.0.0
 	@exec $(BIN)/frontrow serve $(ARGS)
 
 test: setup ## Run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 check: lint types test ## Format, lint, types, tests: what CI runs
 

@@ -21,7 +21,7 @@ def sqlite_shell(sqlite_database_url: str) -> Shell:
 def test_the_first_start_shows_the_admins_password_once(sqlite_shell: Shell) -> None:
     """On an empty database: demo concerts, and an admin who can log in; SIGTERM ends it well. Never shown again."""
     with sqlite_shell.running("serve", "--port", "0") as first:
-        shown = first.hears(r"Admin: (\S+), password: (\S+) ")
+        shown = first.hears(r"admin: (\S+), password: (\S+) ")
         url = first.hears(r"(http://127\.0\.0\.1:\d+)/graphql")[1]
         wanted = {"input": {"email": shown[1], "password": shown[2]}}
         answer = posted(url, {"query": LOG_IN, "variables": wanted})

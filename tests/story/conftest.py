@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
@@ -30,7 +31,9 @@ def redis_url() -> Iterator[str]:
     """Valkey, started once, or the one that FRONTROW_TEST_REDIS_URL names."""
     given = os.environ.get("FRONTROW_TEST_REDIS_URL")
     if given is not None:
-        yield given
+        # Each of the processes that run tests at once (pytest-xdist) has a database of its own there.
+        number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+        yield urlsplit(given)._replace(path=f"/{number}").geturl()
         return
     with running_valkey() as server:
         yield server.url
@@ -43,7 +46,7 @@ def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
         return {"database_url": request.getfixturevalue("sqlite_database_url")}
     redis_url = request.getfixturevalue("redis_url")
     with Redis.from_url(redis_url) as redis:
-        redis.flushall()
+        redis.flushdb()
     return {"database_url": request.getfixturevalue("postgres_database_url"), "redis_url": redis_url}
 
 

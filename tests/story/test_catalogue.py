@@ -222,7 +222,7 @@ async def test_a_limit_below_what_somebody_has_takes_nothing_away(world: World) 
 # ---------------------------------------------------------------- once it has started
 async def test_a_concert_that_has_started_is_left_as_it_is(world: World) -> None:
     """No change, no cancelling, no booking, no giving back; holds ended at the start."""
-    facts = soon(starts_in_s=3)
+    facts = soon(starts_in_s=6)
     concert = await world.admin.register(**facts)
     ann = await world.api.new_buyer()
     paid, unpaid = await ann.booked(concert), await ann.booked(concert)

@@ -115,7 +115,7 @@ def stack() -> Iterator[ExitStack]:
 def shell(postgres_database_url: str, redis_url: str, stack: ExitStack) -> Shell:
     """On an empty PostgreSQL and Valkey, with a processor of its own and an admin."""
     with Redis.from_url(redis_url) as redis:
-        redis.flushall()
+        redis.flushdb()
     settings = {
         "database_url": postgres_database_url,
         "redis_url": redis_url,

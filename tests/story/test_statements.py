@@ -95,7 +95,7 @@ async def test_booking_and_paying_cost_the_same_however_much_was_booked(new_worl
             assert len(booking) == 11 + is_postgres
             held = await shop.buyer.booked(concert)
             wanted = {"bookingId": held["id"], "paymentMethodId": "pm_card_visa"}
-            assert len(await shop.statements(PAY, input=wanted)) == 33 + 3 * is_postgres
+            assert len(await shop.statements(PAY, input=wanted)) == 34 + 3 * is_postgres
             for _ in range(20):
                 await shop.buyer.booked(concert)
 
