@@ -6,6 +6,7 @@ starve another.
 """
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import (
@@ -63,6 +64,8 @@ class DatabaseLimits:
     statement_s: float = 15.0
     lock_s: float = 10.0
     catalogue_lock_s: float = 1.0
+    # Longer than a rush of visitors takes, shorter than the queue for selling.
+    catalogue_queue_s: float = 5.0
     # For what looks at everything there is, such as `frontrow verify`.
     patient_statement_s: float = 3_600.0
 
@@ -80,13 +83,18 @@ class TableMissing(Exception):
 
 
 class Pool:
-    """Some connections, and a queue of bounded patience in front of them: first come, first served."""
+    """Some connections, and a queue of bounded patience in front of them: first come, first served.
 
-    def __init__(self, engine: AsyncEngine, *, size: int, queue_s: float) -> None:
+    One that `gives_up` refuses everybody in the queue once somebody found the tables locked.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, size: int, queue_s: float, gives_up: bool = False) -> None:
         self.engine = engine
+        self._gives_up = gives_up
         # SQLAlchemy's own queue lets newcomers overtake, so that somebody may wait for ever.
         self._free = asyncio.Semaphore(size)
         self._queue_s = queue_s
+        self._unavailable_at_s = -math.inf
         # Without a transaction around it one statement costs one round trip instead of three. SQLite's driver
         # can't be told so, and has no round trips.
         options = {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
@@ -102,18 +110,27 @@ class Pool:
 
     @asynccontextmanager
     async def _statements(self, engine: AsyncEngine) -> AsyncIterator["Statements"]:
+        clock_s = asyncio.get_running_loop().time
+        came_at_s = clock_s()
         try:
             async with asyncio.timeout(self._queue_s):
                 await self._free.acquire()
         except TimeoutError as error:
             raise Overloaded from error
         try:
+            if came_at_s <= self._unavailable_at_s:
+                # What somebody found locked while this one waited is not waited for once more.
+                raise Overloaded
             async with AsyncExitStack() as stack:
                 with port_errors():
                     connection = await stack.enter_async_context(engine.connect())
                 statements = Statements(connection)
                 await statements.begin()
                 yield statements
+        except (Unavailable, LockTimeout):
+            if self._gives_up:
+                self._unavailable_at_s = clock_s()
+            raise
         finally:
             self._free.release()
 

@@ -132,10 +132,14 @@ def _pools(url: str, limits: DatabaseLimits) -> tuple[Pool, Pool, Pool, Pool, Po
     patient = postgres_engine(url, patience, size=1, isolation="REPEATABLE READ")
     return (
         Pool(writing, size=limits.writers, queue_s=limits.queue_s),
-        # Who finds them all waiting for a lock does not queue for long.
-        Pool(organising, size=limits.catalogue_writers, queue_s=limits.catalogue_lock_s),
+        Pool(organising, size=limits.catalogue_writers, queue_s=limits.catalogue_queue_s, gives_up=True),
         Pool(_read_only(reading), size=limits.readers, queue_s=limits.queue_s),
-        Pool(_read_only(catalogue), size=limits.catalogue_readers, queue_s=limits.catalogue_lock_s),
+        Pool(
+            _read_only(catalogue),
+            size=limits.catalogue_readers,
+            queue_s=limits.catalogue_queue_s,
+            gives_up=True,
+        ),
         Pool(_read_only(patient), size=1, queue_s=limits.queue_s),
     )
 
