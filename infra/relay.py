@@ -83,7 +83,7 @@ class Relay:
                 log.exception("relay.broke", lane=self._worker)
                 await asyncio.sleep(POLL_S)
                 continue
-            if relayed < CLAIM_MAX:
+            if relayed == 0:
                 # Not asyncio.wait_for: before Python 3.12 a wake in the moment of a cancel swallows that.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
