@@ -27,7 +27,7 @@ from domain.payment import (
     RequestRefused,
 )
 
-# Everything but create and confirm is asked for in the background, where patience costs nobody a wait.
+# Everything but create and confirm is asked for in the background, or by somebody who limits the wait themselves.
 PATIENT_TIMEOUT_MS = 5_000
 RETRY_AFTER_MS = 1_000
 RETRY_AFTER_MAX_MS = 60_000
