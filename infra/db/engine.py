@@ -64,8 +64,6 @@ class DatabaseLimits:
     statement_s: float = 15.0
     lock_s: float = 10.0
     catalogue_lock_s: float = 1.0
-    # Longer than a rush of visitors takes, shorter than the queue for selling.
-    catalogue_queue_s: float = 5.0
     # For what looks at everything there is, such as `frontrow verify`.
     patient_statement_s: float = 3_600.0
 
@@ -120,7 +118,7 @@ class Pool:
         try:
             if came_at_s <= self._unavailable_at_s:
                 # What somebody found locked while this one waited is not waited for once more.
-                raise Overloaded
+                raise LockTimeout
             async with AsyncExitStack() as stack:
                 with port_errors():
                     connection = await stack.enter_async_context(engine.connect())
@@ -356,10 +354,10 @@ def port_errors() -> Iterator[None]:
 
 @contextmanager
 def catalogue_errors() -> Iterator[None]:
-    """Turn a table that is locked, gone or too much asked for into Unavailable."""
+    """Turn a table that is locked or gone into Unavailable."""
     try:
         yield
-    except (LockTimeout, TableMissing, Overloaded) as error:
+    except (LockTimeout, TableMissing) as error:
         raise Unavailable("concert") from error
 
 

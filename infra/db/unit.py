@@ -7,12 +7,13 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from domain.base import Overloaded, Unavailable
+from domain.base import Unavailable
 from domain.events import Event
 from infra.db.bookings import SqlBookingStore
 from infra.db.concerts import SqlConcertStore
 from infra.db.engine import (
     DatabaseLimits,
+    LockTimeout,
     Pool,
     Statements,
     is_sqlite,
@@ -92,7 +93,7 @@ class Database:
     async def write(self, *, module: str = "booking") -> AsyncIterator[SqlWriteUnit]:
         """A transaction that may write, rolled back unless committed.
 
-        Raises: Overloaded, DatabaseAway; Unavailable where too many wait for the catalogue.
+        Raises: Overloaded, DatabaseAway; Unavailable where others found the catalogue locked.
         """
         async with self._writing(module) as statements:
             yield SqlWriteUnit(statements, catalogue_lock_s=self._catalogue_lock_s, on_commit=self._on_commit)
@@ -106,7 +107,7 @@ class Database:
         async with AsyncExitStack() as stack:
             try:
                 statements = await stack.enter_async_context(self._catalogue_writers.transaction())
-            except Overloaded as error:
+            except LockTimeout as error:
                 raise Unavailable(module) from error
             yield statements
 
@@ -130,14 +131,16 @@ def _pools(url: str, limits: DatabaseLimits) -> tuple[Pool, Pool, Pool, Pool, Po
     catalogue = postgres_engine(url, limits, size=limits.catalogue_readers, lock_s=limits.catalogue_lock_s)
     patience = replace(limits, statement_s=limits.patient_statement_s)
     patient = postgres_engine(url, patience, size=1, isolation="REPEATABLE READ")
+    # Long enough to hear that the tables are locked, if they are.
+    catalogue_queue_s = max(limits.queue_s, 5 * limits.catalogue_lock_s)
     return (
         Pool(writing, size=limits.writers, queue_s=limits.queue_s),
-        Pool(organising, size=limits.catalogue_writers, queue_s=limits.catalogue_queue_s, gives_up=True),
+        Pool(organising, size=limits.catalogue_writers, queue_s=catalogue_queue_s, gives_up=True),
         Pool(_read_only(reading), size=limits.readers, queue_s=limits.queue_s),
         Pool(
             _read_only(catalogue),
             size=limits.catalogue_readers,
-            queue_s=limits.catalogue_queue_s,
+            queue_s=catalogue_queue_s,
             gives_up=True,
         ),
         Pool(_read_only(patient), size=1, queue_s=limits.queue_s),
