@@ -194,6 +194,20 @@ async def test_another_card_takes_the_place_of_an_authentication(new_world: NewW
         assert states == ["canceled", "succeeded"]
 
 
+async def test_nobody_is_sent_to_authenticate_a_cancelled_booking(new_world: NewWorld) -> None:
+    """The attempt waits for the buyer until the worker has cancelled its intent; they hear of the cancel."""
+    async with new_world(**QUICK, worker=WorkerPlace.OFF) as world:
+        _, ann, booking = await a_booking(world)
+        method = "pm_card_authenticationRequired"
+        assert (await ann.pay(booking["id"], method, key="k"))["__typename"] == "PaymentActionRequired"
+        await ann.cancel(booking["id"])
+        again = await ann.pay(booking["id"], method, key="k")
+        assert (again["code"], again["booking"]["payment"]["status"]) == (
+            "ALREADY_CANCELLED",
+            "REQUIRES_ACTION",
+        )
+
+
 async def test_an_authentication_that_fails_is_a_decline(new_world: NewWorld) -> None:
     """The buyer is told by the stream of their bookings, and may try another card."""
     async with new_world(**QUICK) as world:

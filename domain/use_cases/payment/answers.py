@@ -65,7 +65,10 @@ async def check_not_over(unit: WriteUnit, booking: Booking) -> None:
 
 
 async def answer_of(unit: WriteUnit, settled: Settled) -> PayAnswer | None:
-    """Where the attempt stands, None where it came to nothing and may be started anew."""
+    """Where the attempt stands, None where it came to nothing and may be started anew.
+
+    Raises: PaymentDeclined, BookingState where the booking is over and was not paid in time.
+    """
     booking, payment = settled.booking, settled.payment
     if payment.status is PaymentStatus.VOIDED:
         return None
@@ -74,6 +77,8 @@ async def answer_of(unit: WriteUnit, settled: Settled) -> PayAnswer | None:
     if payment.status in {PaymentStatus.PROCESSING, PaymentStatus.UNKNOWN}:
         return Pending(booking)
     if payment.status is PaymentStatus.REQUIRES_ACTION:
+        # Nobody is sent to authenticate what would be given back.
+        await check_not_over(unit, booking)
         client_secret, redirect_url = await unit.payments.action(payment.id)
         return ActionNeeded(booking, client_secret, redirect_url)
     if not await unit.bookings.was_approved(booking.id):
