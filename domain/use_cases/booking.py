@@ -225,6 +225,7 @@ async def expire_due(deps: Deps, *, limit: int = 500) -> int:
     """Holds that passed are EXPIRED and their seats on sale again; how many it were.
 
     Concurrency: any number may sweep at once; a booking that somebody else changed meanwhile is left alone.
+    Raises: what the first concert that could not be swept raised, after the others were.
     """
     async with deps.write() as unit:
         due = await unit.bookings.due(await unit.now(), limit=limit)
@@ -232,9 +233,15 @@ async def expire_due(deps: Deps, *, limit: int = 500) -> int:
     for concert_id, booking_id in due:
         by_concert[concert_id].append(booking_id)
     expired = 0
+    failures: list[Exception] = []
     for booking_ids in by_concert.values():
-        for start in range(0, len(booking_ids), BATCH):
-            expired += await _expire(deps, booking_ids[start : start + BATCH])
+        try:
+            for start in range(0, len(booking_ids), BATCH):
+                expired += await _expire(deps, booking_ids[start : start + BATCH])
+        except Exception as error:  # one concert's locked or broken rows must not keep others' seats held
+            failures.append(error)
+    if failures:
+        raise failures[0]
     return expired
 
 

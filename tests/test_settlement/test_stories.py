@@ -338,6 +338,17 @@ async def test_a_refund_of_disputed_money_is_not_asked_for_for_ever(shop: Shop) 
     assert (now.status, now.payment_status, now.is_final) == (B.CANCELLED, P.REFUNDED, True)
 
 
+# ---------------------------------------------------------------- the sweeper
+async def test_one_broken_concert_keeps_no_other_concerts_seats(shop: Shop) -> None:
+    """Its hold is due first and cannot be released; the sweeper says so after it has released the other one."""
+    broken, sound = await shop.open_sale(), await shop.open_sale()
+    stuck, due = await shop.book(broken), await shop.book(sound)
+    await run_sql(shop.database, f"UPDATE sale_stock SET held = 0 WHERE concert_id = '{broken.concert_id}'")
+    with pytest.raises(AssertionError, match="out of bounds"):
+        await shop.expire(stuck.id, due.id)
+    assert [(await shop.booking(each.id)).status for each in (stuck, due)] == [B.AWAITING_PAYMENT, B.EXPIRED]
+
+
 # ---------------------------------------------------------------- helpers
 async def expired_before_its_money(shop: Shop, sale: Sale) -> Booking:
     """Paid on the bank's page after the hold had passed, which nobody here has heard of yet."""
