@@ -94,6 +94,7 @@ async def test_the_token_comes_with_init_or_with_the_handshake() -> None:
             (by_payload, {}, "ann"),
             (None, {"authorization": "Bearer bob"}, "bob"),
             (by_payload, {"authorization": "Bearer bob"}, "ann"),
+            ({"Authorization": "Bearer ann"}, {}, "ann"),
         ):
             async with connect(up, **headers) as ws:
                 await send(ws, INIT | {"payload": payload})

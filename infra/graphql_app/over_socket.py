@@ -159,7 +159,8 @@ class Socket:
         self._is_acknowledged = True
 
     def _token(self, payload: Mapping[str, object]) -> str | None:
-        given = payload.get("authorization")
+        # Named as the header is, whose name has no case either.
+        given = next((payload[name] for name in payload if name.lower() == "authorization"), None)
         if given is None:
             return token_of(self._ws)
         if not isinstance(given, str):

@@ -238,9 +238,9 @@ class LimitSettings(_Group):
     """That window, seconds (15 minutes)."""
     sign_ups_per_min: int = Field(default=3_000, ge=1, le=10_000_000)
     """Sign-ups per client address and minute, in each process."""
-    bookings_per_min: int = Field(default=1_200, ge=1, le=10_000_000)
+    bookings_per_min: int = Field(default=6_000, ge=1, le=10_000_000)
     """bookConcert calls per user and minute, in each process."""
-    payments_per_min: int = Field(default=600, ge=1, le=10_000_000)
+    payments_per_min: int = Field(default=6_000, ge=1, le=10_000_000)
     """payBooking calls per user and minute, in each process."""
 
 
