@@ -149,7 +149,8 @@ async def update_concert(deps: Deps, viewer: Viewer, command: UpdateConcert) -> 
 
 
 async def _update(unit: WriteUnit, concert: Concert | None, command: UpdateConcert) -> Concert:
-    concert = await _changeable(unit, concert)
+    now = await unit.now()
+    concert = _changeable(concert, now)
     sale = await _lock_sale(unit, concert)
     for ticket_type_id, _ in command.capacities:
         if sale.line(ticket_type_id) is None:
@@ -162,7 +163,7 @@ async def _update(unit: WriteUnit, concert: Concert | None, command: UpdateConce
         description=changed.description.strip(),
         venue=changed.venue.strip(),
     )
-    check = check_concert(changed, await unit.now())
+    check = check_concert(changed, now)
     _check_capacities(command, check)
     check.done()
     capacities = dict(command.capacities)
@@ -203,7 +204,7 @@ async def cancel_concert(deps: Deps, viewer: Viewer, command: CancelConcert) -> 
 
 async def _cancel(unit: WriteUnit, concert: Concert | None) -> CancelledConcert:
     if concert is None or concert.status is not ConcertStatus.CANCELLED:
-        concert = replace(await _changeable(unit, concert), status=ConcertStatus.CANCELLED)
+        concert = replace(_changeable(concert, await unit.now()), status=ConcertStatus.CANCELLED)
         await close_sale(unit, await _lock_sale(unit, concert))
         await unit.concerts.save(concert, {})
     return await _progress(unit, concert)
@@ -214,12 +215,12 @@ async def _progress(unit: WriteUnit, concert: Concert) -> CancelledConcert:
     return CancelledConcert(concert, bookings_to_cancel=bookings, refunds_open=refunds)
 
 
-async def _changeable(unit: WriteUnit, concert: Concert | None) -> Concert:
+def _changeable(concert: Concert | None, now: datetime) -> Concert:
     if concert is None:
         raise NotFound("concert")
     if concert.status is ConcertStatus.CANCELLED:
         raise ConcertState(concert.id, "CONCERT_CANCELLED")
-    if concert.starts_at <= await unit.now():
+    if concert.starts_at <= now:
         raise ConcertState(concert.id, "CONCERT_STARTED")
     return concert
 
