@@ -5,7 +5,6 @@ Imports the standard library only, as the whole domain does.
 
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import Enum
 from typing import Generic, NewType, TypeVar
 
@@ -261,9 +260,3 @@ class Checker:
         """Raises: InvalidInput where anything was noted."""
         if self.errors:
             raise InvalidInput(tuple(self.errors))
-
-
-def utc(value: datetime) -> datetime:
-    """The same instant in UTC. Naive times are a programmer's mistake, never a user's."""
-    assert value.tzinfo is not None, "a naive time reached the domain"
-    return value.astimezone(UTC)

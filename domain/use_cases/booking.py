@@ -20,6 +20,7 @@ from domain.base import (
 )
 from domain.booking import (
     ITEMS_MAX,
+    LIVE,
     PAYABLE,
     QUANTITY_MAX,
     Action,
@@ -276,15 +277,11 @@ async def cancel_bookings(deps: Deps, event: SaleClosed) -> None:
         booking_ids = await unit.bookings.live_of(event.concert_id, limit=BATCH)
         if not booking_ids:
             return
-        locked = [b for b in await unit.bookings.lock(sorted(booking_ids)) if _is_live(b)]
+        locked = [b for b in await unit.bookings.lock(sorted(booking_ids)) if b.status in LIVE]
         if locked:
             await cancel_locked(unit, locked, sale=await lock_sale_of(unit, locked[0]))
         await unit.outbox.add(event)
         await unit.commit()
-
-
-def _is_live(booking: Booking) -> bool:
-    return booking.status not in {BookingStatus.CANCELLED, BookingStatus.EXPIRED}
 
 
 # ---------------------------------------------------------------- sales, for the concert module

@@ -15,4 +15,3 @@ that takes money is the code that tests run. It is for development and tests; pr
 
 from infra.sandbox.api import build_sandbox as build_sandbox
 from infra.sandbox.server import running_sandbox as running_sandbox
-from infra.sandbox.server import serve_sandbox as serve_sandbox

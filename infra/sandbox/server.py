@@ -33,12 +33,6 @@ async def running_sandbox(host: str, port: int, *, state_path: Path | None = Non
             app.state.sandbox.closing.set()
 
 
-async def serve_sandbox(host: str, port: int, state_path: Path | None) -> None:
-    """Serve until cancelled; what `frontrow sandbox` runs."""
-    async with running_sandbox(host, port, state_path=state_path):
-        await asyncio.Event().wait()
-
-
 @asynccontextmanager
 async def serving(app: ASGIApp, host: str, port: int) -> AsyncIterator[str]:
     """`app` answers at the yielded base URL; the DROP extension lets a request abort its connection."""
