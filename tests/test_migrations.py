@@ -1,6 +1,7 @@
 """The migrations make exactly the tables that the code works with."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ async def test_parallel_migrations_wait_for_each_other(empty_url: str) -> None:
     steps: list[str] = []
     await asyncio.gather(*(migrate(empty_url, steps.append) for _ in range(4)))
     assert steps == ["Made migration 0001."]
+
+
+@pytest.mark.anyio
+async def test_migrating_waits_for_whoever_writes_a_file_that_is_not_wal_yet(tmp_path: Path) -> None:
+    """SQLite itself answers "locked" at once there, whatever time it was given."""
+    file = tmp_path / "empty.db"
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    migrating = asyncio.create_task(migrate(f"sqlite+aiosqlite:///{file}"))
+    done, _ = await asyncio.wait([migrating], timeout=0.3)
+    assert not done
+    other.execute("ROLLBACK")
+    other.close()
+    await migrating
+    assert await is_migrated(f"sqlite+aiosqlite:///{file}")
 
 
 @pytest.mark.anyio

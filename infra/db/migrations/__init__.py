@@ -1,8 +1,9 @@
 """Making the tables, and telling whether they are what this release needs. Runs Alembic from code."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from alembic import command
@@ -10,7 +11,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, make_url, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from infra.db.engine import DatabaseLimits, is_sqlite, port_errors, postgres_engine, sqlite_engine
 
@@ -18,6 +20,7 @@ from infra.db.engine import DatabaseLimits, is_sqlite, port_errors, postgres_eng
 PATIENT = DatabaseLimits(statement_s=86_400.0, lock_s=60.0)
 # Any number of our own; PostgreSQL documentation, section 9.28.10, "Advisory Lock Functions".
 ADVISORY_LOCK = 7_242_001
+BUSY_NAP_S = 0.05
 
 
 async def migrate(url: str, progress: Callable[[str], None] = lambda _: None) -> None:
@@ -50,10 +53,27 @@ async def _connected(url: str, *, writes: bool) -> AsyncIterator[AsyncConnection
         else postgres_engine(url, PATIENT, size=1)
     )
     try:
-        async with engine.connect() as connection:
-            yield connection
+        async with AsyncExitStack() as stack:
+            yield await _let_in(engine, stack)
     finally:
         await engine.dispose()
+
+
+async def _let_in(engine: AsyncEngine, stack: AsyncExitStack) -> AsyncConnection:
+    """A connection, closed with the stack.
+
+    SQLite waits for a lock, but not in the middle of switching a new file to WAL: where another process does that
+    at the same moment it is "locked" at once (SQLite documentation, "sqlite3_busy_handler").
+    """
+    clock_s = asyncio.get_running_loop().time
+    deadline_s = clock_s() + PATIENT.lock_s
+    while True:
+        try:
+            return await stack.enter_async_context(engine.connect())
+        except OperationalError:
+            if engine.dialect.name != "sqlite" or clock_s() > deadline_s:
+                raise
+        await asyncio.sleep(random.uniform(0, BUSY_NAP_S))
 
 
 def _upgrade(connection: Connection, progress: Callable[[str], None]) -> None:
