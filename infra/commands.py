@@ -78,7 +78,7 @@ async def failed_refunds(settings: Settings, *, is_retry: bool, say: Say) -> Non
     """Every failed refund is said, and asked for again where `is_retry`."""
     await prepare_database(settings)
     async with composed(settings) as frontrow:
-        async with frontrow.deps.write() as unit:
+        async with frontrow.deps.write("refunds.list") as unit:
             failed = await unit.payments.failed_refunds(limit=FAILED_REFUNDS_SHOWN)
         for payment in failed:
             amount = f"{payment.amount.amount_minor} {payment.amount.currency} (minor units)"

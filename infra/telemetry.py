@@ -96,6 +96,7 @@ class Metrics:
     registry: CollectorRegistry
     http_requests: Histogram
     graphql_operations: Counter
+    transactions: Histogram
     breaker_state: Enum
     breaker_transitions: Counter
     outbox_lag_s: Gauge
@@ -136,6 +137,13 @@ class Metrics:
                 "type",
                 "code",
             ),
+            transactions=Histogram(
+                "frontrow_transaction_seconds",
+                "Transactions that may write, by name, and how long they were open.",
+                ("name",),
+                buckets=DURATION_BUCKETS_S,
+                registry=registry,
+            ),
             breaker_state=Enum(
                 "frontrow_breaker_state",
                 "The circuit breaker around the processor.",
@@ -163,6 +171,10 @@ class Metrics:
         """Counts one HTTP request. Any method may be sent, so an unusual one is counted as OTHER."""
         known = method if method in HTTP_METHODS else "OTHER"
         self.http_requests.labels(method=known, status=str(status)).observe(duration_s)
+
+    def saw_transaction(self, name: str, duration_s: float) -> None:
+        """Counts one transaction that was open for so long."""
+        self.transactions.labels(name=name).observe(duration_s)
 
     def exposition(self) -> bytes:
         """What `/metrics` answers, in Prometheus' text format (`prometheus_client.CONTENT_TYPE_LATEST`)."""

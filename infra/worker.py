@@ -129,7 +129,7 @@ class Worker:
     async def _reap(self) -> None:
         reaped = REAP_MAX
         while reaped == REAP_MAX:
-            async with self._deps.write() as unit:
+            async with self._deps.write("reap") as unit:
                 before = await unit.now() - KEY_LIFE
                 reaped = await unit.idempotency.reap(before=before, limit=REAP_MAX)
                 await unit.commit()

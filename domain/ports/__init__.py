@@ -66,8 +66,9 @@ class Rules:
 class Doors(Protocol):
     """How to open a transaction."""
 
-    def __call__(self, *, module: str = "booking") -> AbstractAsyncContextManager[WriteUnit]:
-        """A transaction that may write; whose it is decides in which queue it waits.
+    def __call__(self, name: str, /, *, module: str = "booking") -> AbstractAsyncContextManager[WriteUnit]:
+        """A transaction that may write; whose it is decides in which queue it waits, what it is called how it is
+        found in the metrics and by failpoints.
 
         Only "concert" waits for the catalogue's tables, so that they keep nobody from selling.
         """

@@ -76,7 +76,7 @@ async def book_concert(deps: Deps, viewer: Viewer, command: BookConcert) -> Book
     """
     scope = scope_of(viewer.user.id, "bookConcert", command)
     await deps.limiter.admit("book", who=viewer.user.id)
-    async with deps.write() as unit:
+    async with deps.write("book") as unit:
         sale = await unit.sales.lock(command.concert_id)
 
         async def act() -> Booking:
@@ -160,7 +160,7 @@ async def cancel_booking(deps: Deps, viewer: Viewer, command: CancelBooking) -> 
     Raises: NotFound (also for somebody else's booking), InvalidInput, BookingState, IdempotencyMismatch.
     """
     scope = scope_of(viewer.user.id, "cancelBooking", command)
-    async with deps.write() as unit:
+    async with deps.write("cancel") as unit:
         booking = await lock_visible(unit, viewer, command.booking_id)
 
         async def act() -> Booking:
@@ -228,7 +228,7 @@ async def expire_due(deps: Deps, *, limit: int = 500) -> int:
     Concurrency: any number may sweep at once; a booking that somebody else changed meanwhile is left alone.
     Raises: what the first concert that could not be swept raised, after the others were.
     """
-    async with deps.write() as unit:
+    async with deps.write("expire.find") as unit:
         due = await unit.bookings.due(await unit.now(), limit=limit)
     by_concert: defaultdict[ConcertId, list[BookingId]] = defaultdict(list)
     for concert_id, booking_id in due:
@@ -247,7 +247,7 @@ async def expire_due(deps: Deps, *, limit: int = 500) -> int:
 
 
 async def _expire(deps: Deps, booking_ids: Sequence[BookingId]) -> int:
-    async with deps.write() as unit:
+    async with deps.write("expire") as unit:
         locked = await unit.bookings.lock(sorted(booking_ids))
         now = await unit.now()
         passed = [b for b in locked if b.status in PAYABLE and b.hold_until <= now]
@@ -273,7 +273,7 @@ async def cancel_bookings(deps: Deps, event: SaleClosed) -> None:
 
     Concurrency: may repeat; the request for the rest commits with the batch, so that it goes on after any crash.
     """
-    async with deps.write() as unit:
+    async with deps.write("close_sale") as unit:
         booking_ids = await unit.bookings.live_of(event.concert_id, limit=BATCH)
         if not booking_ids:
             return

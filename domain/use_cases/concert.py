@@ -69,7 +69,7 @@ class CancelledConcert:
 async def register_concert(deps: Deps, viewer: Viewer, command: RegisterConcert) -> Concert:
     """The concert is in the catalogue and sells within its window. Raises: InvalidInput, IdempotencyMismatch."""
     scope = scope_of(viewer.user.id, "registerConcert", command)
-    async with deps.write(module="concert") as unit:
+    async with deps.write("register_concert", module="concert") as unit:
 
         async def act() -> Concert:
             return await _register(deps, unit, command)
@@ -136,7 +136,7 @@ async def update_concert(deps: Deps, viewer: Viewer, command: UpdateConcert) -> 
     Raises: NotFound, ConcertState, InvalidInput, CapacityTaken, IdempotencyMismatch.
     """
     scope = scope_of(viewer.user.id, "updateConcert", command)
-    async with deps.write(module="concert") as unit:
+    async with deps.write("update_concert", module="concert") as unit:
         concert = await unit.concerts.lock(command.concert_id)
 
         async def act() -> Concert:
@@ -190,7 +190,7 @@ async def cancel_concert(deps: Deps, viewer: Viewer, command: CancelConcert) -> 
     Concurrency: asking again answers how far that has come. Raises: NotFound, ConcertState once it has started.
     """
     scope = scope_of(viewer.user.id, "cancelConcert", command)
-    async with deps.write(module="concert") as unit:
+    async with deps.write("cancel_concert", module="concert") as unit:
         concert = await unit.concerts.lock(command.concert_id)
 
         async def act() -> CancelledConcert:

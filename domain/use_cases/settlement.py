@@ -71,7 +71,7 @@ async def settle(
     Returns None where the intent was never confirmed by us, or the webhook was heard before.
     Concurrency: the booking's lock orders all callers; saying the same again changes nothing.
     """
-    async with deps.write() as unit:
+    async with deps.write("settle") as unit:
         locked = await unit.bookings.lock([booking_id])
         assert locked, "an intent belongs to a booking"
         if webhook_id is not None and not await unit.payments.add_webhook(webhook_id):
@@ -219,7 +219,7 @@ async def _record_still(case: _Case) -> None:
 # ---------------------------------------------------------------- who asks
 async def mark_unknown(deps: Deps, booking_id: BookingId, payment_id: PaymentId) -> Settled:
     """The answer to a sent attempt got lost: it is UNKNOWN until the reconciler has settled it."""
-    async with deps.write() as unit:
+    async with deps.write("mark_unknown") as unit:
         booking = (await unit.bookings.lock([booking_id]))[0]
         payments = await unit.payments.of_booking(booking_id)
         attempt = next(payment for payment in payments if payment.id == payment_id)
@@ -237,7 +237,7 @@ async def mark_unknown(deps: Deps, booking_id: BookingId, payment_id: PaymentId)
 
 async def claim_open_intents(deps: Deps, *, limit: int) -> list[OpenIntent]:
     """Intents that are due for a look, leased to this caller."""
-    async with deps.write() as unit:
+    async with deps.write("reconcile.claim") as unit:
         claimed = await unit.payments.claim_open_intents(lease_s=RECONCILE_LEASE_S, limit=limit)
         await unit.commit()
     return claimed
@@ -262,7 +262,7 @@ async def reconcile(deps: Deps, claimed: OpenIntent) -> None:
             wait_s = min(wait_s, patience_s)
     finally:
         # After a failure too: an open intent is looked at until the processor says what became of it.
-        async with deps.write() as unit:
+        async with deps.write("reconcile.look_again") as unit:
             await unit.payments.look_again(claimed, after_s=wait_s)
             await unit.commit()
 
@@ -282,7 +282,7 @@ async def close_intent(deps: Deps, event: IntentAbandoned) -> None:
 
     Raises: GatewayError; the relay tries again.
     """
-    async with deps.write() as unit:
+    async with deps.write("close_intent") as unit:
         open_intent = await unit.payments.open_intent(event.booking_id)
     if open_intent is None or open_intent.intent_id is None:
         return
@@ -297,7 +297,7 @@ async def hear_webhook(
     The state is re-read from the processor: order, repetition and age of webhooks don't matter.
     Raises: GatewayError where it can't be read now; the processor sends the webhook again.
     """
-    async with deps.write() as unit:
+    async with deps.write("webhook.find") as unit:
         booking_id = await unit.payments.find_booking(payment_id=payment_id, intent_id=intent_id)
     if booking_id is None or intent_id is None:
         return False
@@ -311,7 +311,7 @@ async def refund_payment(deps: Deps, event: RefundRequested) -> None:
 
     Raises: GatewayError while the processor can't say; the relay tries again. A refusal is REFUND_FAILED.
     """
-    async with deps.write() as unit:
+    async with deps.write("refund.begin") as unit:
         payment = await _refund_pending(unit, event)
         number = 0 if payment is None else await unit.payments.next_refund_number(payment.id)
     if payment is None:
@@ -332,7 +332,7 @@ async def refund_payment(deps: Deps, event: RefundRequested) -> None:
 
 
 async def _use_new_refund_key(deps: Deps, payment_id: PaymentId) -> None:
-    async with deps.write() as unit:
+    async with deps.write("refund.new_key") as unit:
         await unit.payments.raise_refund_number(payment_id)
         await unit.commit()
 
@@ -344,7 +344,7 @@ async def _refund_pending(unit: WriteUnit, event: RefundRequested) -> Payment | 
 
 
 async def _refund_ended(deps: Deps, event: RefundRequested, status: RefundStatus) -> None:
-    async with deps.write() as unit:
+    async with deps.write("refund.end") as unit:
         booking = (await unit.bookings.lock([event.booking_id]))[0]
         payments = await unit.payments.of_booking(event.booking_id)
         payment = next(payment for payment in payments if payment.id == event.payment_id)
@@ -362,11 +362,11 @@ async def _refund_ended(deps: Deps, event: RefundRequested, status: RefundStatus
 
 async def retry_failed_refunds(deps: Deps, *, limit: int = 1_000) -> int:
     """Refunds that failed are asked for anew; how many it were."""
-    async with deps.write() as unit:
+    async with deps.write("retry_refunds.find") as unit:
         failed = await unit.payments.failed_refunds(limit=limit)
     retried = 0
     for candidate in failed:
-        async with deps.write() as unit:
+        async with deps.write("retry_refunds") as unit:
             booking = (await unit.bookings.lock([candidate.booking_id]))[0]
             payments = await unit.payments.of_booking(booking.id)
             payment = next(p for p in payments if p.id == candidate.id)

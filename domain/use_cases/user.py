@@ -49,7 +49,7 @@ async def sign_up(deps: Deps, command: SignUp, *, client: str) -> SignedIn:
     check_sign_up(command.email, password=command.password, name=command.name)
     await deps.limiter.admit("sign_up", who=client)
     password_hash = await deps.passwords.hash(command.password)
-    async with deps.write() as unit:
+    async with deps.write("sign_up") as unit:
         user = await add_user(deps, unit, command, role=UserRole.CUSTOMER, password_hash=password_hash)
         signed_in = await _start_session(deps, unit, user)
         await unit.commit()
@@ -60,7 +60,7 @@ async def create_admin(deps: Deps, command: SignUp) -> User:
     """An account that may organise concerts exists. Raises: InvalidInput, EmailTaken."""
     check_sign_up(command.email, password=command.password, name=command.name)
     password_hash = await deps.passwords.hash(command.password)
-    async with deps.write() as unit:
+    async with deps.write("create_admin") as unit:
         admin = await add_user(deps, unit, command, role=UserRole.ADMIN, password_hash=password_hash)
         await unit.commit()
     return admin
@@ -89,7 +89,7 @@ async def log_in(deps: Deps, command: LogIn) -> SignedIn:
     email = normal_email(command.email)
     async with deps.limiter.guess("log_in", who=email):
         user = await _who_is_right(deps, email, command.password)
-    async with deps.write() as unit:
+    async with deps.write("log_in") as unit:
         signed_in = await _start_session(deps, unit, user)
         await unit.commit()
     return signed_in
@@ -97,7 +97,7 @@ async def log_in(deps: Deps, command: LogIn) -> SignedIn:
 
 async def _who_is_right(deps: Deps, email: str, password: str) -> User:
     """Raises: WrongCredentials, Overloaded."""
-    async with deps.write() as unit:
+    async with deps.write("log_in.find") as unit:
         known = None if "\x00" in email else await unit.users.credentials(email)
     stored = None if known is None else known[1]
     # A password that can't be anyone's costs no more than one that can.
@@ -124,7 +124,7 @@ async def log_out(deps: Deps, viewer: Viewer | None) -> None:
     """The viewer's session has ended, here and on every open socket. Nobody signed in is fine too."""
     if viewer is None:
         return
-    async with deps.write() as unit:
+    async with deps.write("log_out") as unit:
         await unit.users.end_session(viewer.session.id)
         await unit.commit()
 

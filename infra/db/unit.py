@@ -1,5 +1,6 @@
 """The database as the rest of the house sees it: transactions that write, reads, and the outbox's far end."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -62,8 +63,9 @@ class SqlWriteUnit:
 class Database:
     """One database; connections are made when they are needed.
 
-    `on_commit` hears the events of each commit at once; it must not fail or wait. With "concert" among the
-    modules `left_out`, whatever needs the catalogue's tables is Unavailable.
+    `on_commit` hears the events of each commit at once, `on_end` each transaction's name and how long it was open,
+    seconds; neither may fail or wait. With "concert" among the modules `left_out`, whatever needs the catalogue's
+    tables is Unavailable.
     """
 
     def __init__(
@@ -72,11 +74,13 @@ class Database:
         *,
         limits: DatabaseLimits | None = None,
         on_commit: Callable[[Sequence[Event]], None] = lambda _: None,
+        on_end: Callable[[str, float], None] = lambda _name, _duration_s: None,
         left_out: frozenset[str] = frozenset(),
     ) -> None:
         limits = limits or DatabaseLimits()
         has_catalogue = "concert" not in left_out
         self._on_commit = on_commit
+        self._on_end = on_end
         self._catalogue_lock_s = limits.catalogue_lock_s if has_catalogue else None
         self.pools = _pools(url, limits)
         (
@@ -90,13 +94,21 @@ class Database:
         self.outbox = OutboxQueue(self.writers)
 
     @asynccontextmanager
-    async def write(self, *, module: str = "booking") -> AsyncIterator[SqlWriteUnit]:
+    async def write(
+        self, name: str = "unnamed", /, *, module: str = "booking"
+    ) -> AsyncIterator[SqlWriteUnit]:
         """A transaction that may write, rolled back unless committed.
 
         Raises: Overloaded, DatabaseAway; Unavailable where others found the catalogue locked.
         """
         async with self._writing(module) as statements:
-            yield SqlWriteUnit(statements, catalogue_lock_s=self._catalogue_lock_s, on_commit=self._on_commit)
+            opened_at_s = time.perf_counter()
+            try:
+                yield SqlWriteUnit(
+                    statements, catalogue_lock_s=self._catalogue_lock_s, on_commit=self._on_commit
+                )
+            finally:
+                self._on_end(name, time.perf_counter() - opened_at_s)
 
     @asynccontextmanager
     async def _writing(self, module: str) -> AsyncIterator[Statements]:

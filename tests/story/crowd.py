@@ -24,7 +24,7 @@ async def a_crowd(world: World, size: int) -> AsyncIterator[list[Api]]:
     deps = world.frontrow.deps
     async with AsyncExitStack() as stack:
         people = []
-        async with deps.write() as unit:
+        async with deps.write("look") as unit:
             now = await unit.now()
             for n in range(size):
                 if n % PEOPLE_PER_CLIENT == 0:

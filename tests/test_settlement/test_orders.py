@@ -119,7 +119,7 @@ class Story:
         await self.shop.do_chores()
 
     async def _cancel_concert(self) -> None:
-        async with self.shop.deps.write() as unit:
+        async with self.shop.deps.write("look") as unit:
             sale = await unit.sales.lock(self.sale.concert_id)
             assert sale is not None
             if not sale.is_cancelled:

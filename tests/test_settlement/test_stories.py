@@ -49,7 +49,7 @@ async def limit_is_reached(shop: Shop, sale: Sale) -> None:
 
 async def concert_is_cancelled(shop: Shop, sale: Sale) -> None:
     """With all its seats free."""
-    async with shop.deps.write() as unit:
+    async with shop.deps.write("look") as unit:
         locked = await unit.sales.lock(sale.concert_id)
         assert locked is not None
         await unit.sales.save(locked, locked.closed())

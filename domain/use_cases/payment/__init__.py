@@ -107,7 +107,7 @@ async def _begin(
     deps: Deps, viewer: Viewer, command: PayBooking, scope: KeyScope | None
 ) -> Start | _Unfinished | PayAnswer:
     """Decide under the booking's lock whether this request may start an attempt."""
-    async with deps.write() as unit:
+    async with deps.write("pay.begin") as unit:
         booking = await lock_visible(unit, viewer, command.booking_id)
         stored = None if scope is None else await unit.idempotency.find(scope)
         if scope is not None and stored is not None:
@@ -200,7 +200,7 @@ async def _take_up(
     if settled.payment.status in {PaymentStatus.VOIDED, PaymentStatus.DECLINED}:
         return None
     if scope is not None:
-        async with deps.write() as unit:
+        async with deps.write("pay.take_up") as unit:
             await _keep(unit, scope, reference=settled.payment.id)
     return await answer_to(deps, settled)
 
@@ -215,7 +215,7 @@ async def _send(
     intent_id: str,
 ) -> Payment | PayAnswer:
     """The attempt is committed as sent, together with PAYMENT_PENDING, before it is."""
-    async with deps.write() as unit:
+    async with deps.write("pay.send") as unit:
         booking = (await unit.bookings.lock([start.booking.id]))[0]
         stored = None if scope is None else await unit.idempotency.claim(scope)
         if scope is not None and stored is not None:

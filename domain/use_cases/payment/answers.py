@@ -49,7 +49,7 @@ PayAnswer = Paid | Deferred | Pending | ActionNeeded
 
 async def answer_to(deps: Deps, settled: Settled) -> PayAnswer:
     """What the payer is told. Raises: PaymentDeclined, BookingState."""
-    async with deps.write() as unit:
+    async with deps.write("pay.answer") as unit:
         answer = await answer_of(unit, settled)
         if answer is not None:
             return answer

@@ -31,7 +31,7 @@ async def defer(deps: Deps, start: Start, error: GatewayError) -> Deferred:
     retry_after_ms = error.retry_after_ms if isinstance(error, NotSent) else RETRY_AFTER_MS
     # The processor would only repeat a stored answer under the same key.
     is_stored = isinstance(error, RequestRefused) or (isinstance(error, OutcomeUnknown) and error.is_stored)
-    async with deps.write() as unit:
+    async with deps.write("pay.defer") as unit:
         booking = (await unit.bookings.lock([start.booking.id]))[0]
         now = await unit.now()
         sale = await sale_of(unit, booking)
@@ -64,7 +64,7 @@ async def _write_deferred(
 
 async def not_charged(deps: Deps, attempt: Payment, *, retry_after_ms: int) -> Deferred:
     """The processor refused to look at it: nothing was charged, pay a little later."""
-    async with deps.write() as unit:
+    async with deps.write("pay.not_charged") as unit:
         booking, voided = await _void(unit, attempt)
         now = await unit.now()
         sale = await sale_of(unit, booking)
@@ -80,7 +80,7 @@ async def not_charged(deps: Deps, attempt: Payment, *, retry_after_ms: int) -> D
 
 async def method_refused(deps: Deps, attempt: Payment, scope: KeyScope | None, refusal: InvalidInput) -> None:
     """The method is none that can be charged: pay with another. The refusal is the key's outcome."""
-    async with deps.write() as unit:
+    async with deps.write("pay.method_refused") as unit:
         booking, voided = await _void(unit, attempt)
         now = await unit.now()
         if _waits_for(attempt, booking):

@@ -1,13 +1,9 @@
-"""The composition root: the only place that builds things and decides what stands behind each door."""
+"""The ASGI application of one API process: GraphQL, health, metrics and the processor's webhooks."""
 
 import asyncio
-import os
-import secrets
-import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -20,26 +16,14 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from domain.base import DomainError
-from domain.events import Event
 from domain.payment import GatewayError
-from domain.ports import Deps, Listener, PaymentGateway, Rules
 from domain.use_cases.settlement import hear_webhook
 from domain.use_cases.user import authenticate
-from infra.auth import Argon2Passwords, MemoryAttemptLimiter, SystemRandomness
-from infra.breaker import Breaker, BreakerGateway, BreakerMetrics
-from infra.db.engine import DatabaseLimits
-from infra.db.source import WriteSideSource
-from infra.db.unit import Database
-from infra.event_stream import BroadcastEventStream, memory_event_stream, redis_event_stream
+from infra.app.composition import Frontrow, composed
+from infra.failpoints import Failpoints
 from infra.graphql_app import GraphQLApp, Limits
-from infra.live_updates import StreamedUpdates
-from infra.own_writes import FreshReadModel
-from infra.payment_gateway import BadPayload, BadSignature, StripeGateway, verify_webhook
-from infra.read_model import MemoryReadModel, RebuildableReadModel, Source, redis_read_model
+from infra.payment_gateway import BadPayload, BadSignature, verify_webhook
 from infra.settings import Settings, WorkerPlace
-from infra.telemetry import Metrics
-from infra.wake import Wake, running_wake
-from infra.worker import Worker
 from resolvers.context import make_context
 from schema.root import build_schema
 
@@ -47,163 +31,22 @@ log = structlog.get_logger(__name__)
 
 READY_S = 2.0
 WEBHOOK_MAX_BYTES = 1_048_576
-# More than these and it is a thousand all the same: somebody has to look.
-FAILED_REFUNDS_COUNTED = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Frontrow:
-    """Everything one process is made of."""
-
-    settings: Settings
-    deps: Deps
-    database: Database
-    source: Source
-    read_model: RebuildableReadModel
-    stream: BroadcastEventStream
-    worker: Worker
-    wake: Wake
-    metrics: Metrics
-
-    @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        """A worker works in this process, woken by every process's commits, until the block ends."""
-        async with self.wake.wakes() as wakes, self.worker.running():
-            task = asyncio.create_task(self._pass_on(wakes), name="wakes")
-            try:
-                yield
-            finally:
-                task.cancel()
-                await asyncio.wait([task])
-
-    async def _pass_on(self, wakes: Listener) -> None:
-        async for _ in wakes:
-            self.worker.wake()
-
-    async def measure(self) -> None:
-        """What the database knows stands in the metrics. Raises: DatabaseAway, Overloaded."""
-        depth, oldest_s = await self.database.outbox.lag()
-        async with self.deps.write() as unit:
-            failed = await unit.payments.failed_refunds(limit=FAILED_REFUNDS_COUNTED)
-        self.metrics.outbox_depth.set(depth)
-        self.metrics.outbox_lag_s.set(oldest_s)
-        self.metrics.refunds_failed.set(len(failed))
-
-
-@asynccontextmanager
-async def composed(settings: Settings, *, without: frozenset[str] = frozenset()) -> AsyncIterator[Frontrow]:
-    """All parts, built and connected; everything that was opened is closed at the end."""
-    metrics = Metrics.build()
-    async with AsyncExitStack() as stack:
-        read_model = await _read_model(settings, stack)
-        fresh = FreshReadModel(read_model, metrics)
-        stream = await _stream(settings, stack)
-        wake = await stack.enter_async_context(running_wake(stream))
-
-        def committed(events: Sequence[Event]) -> None:
-            if events:
-                fresh.committed(events)
-                wake.publish_wake()
-
-        database = Database(
-            settings.database_url,
-            limits=_database_limits(settings),
-            on_commit=committed,
-            left_out=without,
-        )
-        stack.push_async_callback(database.close)
-        passwords = Argon2Passwords(max_waiting=settings.max_waiting_passwords)
-        stack.callback(passwords.close)
-        deps = Deps(
-            write=database.write,
-            reads=database.reads,
-            read_model=fresh,
-            live=StreamedUpdates(stream),
-            gateway=await _gateway(settings, metrics, stack),
-            passwords=passwords,
-            randomness=SystemRandomness(),
-            limiter=_limiter(settings),
-            rules=Rules(
-                hold_s=settings.hold_s,
-                session_s=settings.session_lifetime_s,
-                payment_timeout_ms=settings.payment_timeout_ms,
-                settle_after_s=settings.payment_settle_after_s,
-            ),
-        )
-        source = WriteSideSource(database)
-        worker = Worker(
-            deps,
-            database.outbox,
-            read_model=read_model,
-            source=source,
-            name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
-            metrics=metrics,
-        )
-        yield Frontrow(settings, deps, database, source, read_model, stream, worker, wake, metrics)
-
-
-async def _read_model(settings: Settings, stack: AsyncExitStack) -> RebuildableReadModel:
-    if settings.redis_url is None:
-        return MemoryReadModel()
-    return await stack.enter_async_context(redis_read_model(settings.redis_url))
-
-
-async def _stream(settings: Settings, stack: AsyncExitStack) -> BroadcastEventStream:
-    if settings.redis_url is None:
-        return await stack.enter_async_context(memory_event_stream())
-    return await stack.enter_async_context(
-        redis_event_stream(settings.redis_url, heartbeat_s=settings.redis_heartbeat_s)
-    )
-
-
-async def _gateway(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> PaymentGateway:
-    """The processor behind the breaker. Without a key nothing can be paid: commands that don't pay need none."""
-    key = settings.stripe_api_key
-    gateway = StripeGateway(
-        "sk_test_none" if key is None else key.get_secret_value(),
-        api_base=settings.stripe_api_base,
-        return_url=settings.public_url,
-        payment_timeout_ms=settings.payment_timeout_ms,
-    )
-    stack.push_async_callback(gateway.aclose)
-    breaker = Breaker(
-        fail_max=settings.breaker_fail_max,
-        window=settings.breaker_window,
-        fail_share=settings.breaker_fail_rate,
-        reset_s=settings.breaker_reset_s,
-        max_in_flight=settings.payment_max_in_flight,
-        listeners=[BreakerMetrics(metrics)],
-    )
-    return BreakerGateway(gateway, breaker)
-
-
-def _database_limits(settings: Settings) -> DatabaseLimits:
-    return DatabaseLimits(
-        writers=settings.db_pool_size,
-        readers=settings.db_pool_size,
-        queue_s=settings.db_pool_wait_s,
-    )
-
-
-def _limiter(settings: Settings) -> MemoryAttemptLimiter:
-    return MemoryAttemptLimiter(
-        {
-            "log_in": (settings.log_in_failures_max, settings.log_in_window_s),
-            "sign_up": (settings.sign_ups_per_min, 60),
-            "book": (settings.bookings_per_min, 60),
-            "pay": (settings.payments_per_min, 60),
-        }
-    )
-
-
-# ---------------------------------------------------------------- HTTP
-def build_app(settings: Settings, *, without: frozenset[str] = frozenset()) -> Starlette:
+def build_app(
+    settings: Settings,
+    *,
+    without: frozenset[str] = frozenset(),
+    failpoints: Failpoints | None = None,
+) -> Starlette:
     """The ASGI application of one API process, with a worker inside unless that is switched off."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            frontrow = await stack.enter_async_context(composed(settings, without=without))
+            frontrow = await stack.enter_async_context(
+                composed(settings, without=without, failpoints=failpoints)
+            )
             if settings.worker is WorkerPlace.INLINE:
                 await stack.enter_async_context(frontrow.working())
             graphql = _graphql(frontrow)

@@ -1,0 +1,192 @@
+"""The composition root: the only place that builds things and decides what stands behind each door."""
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from domain.events import Event
+from domain.ports import Deps, Listener, PaymentGateway, Rules
+from infra.auth import Argon2Passwords, MemoryAttemptLimiter, SystemRandomness
+from infra.breaker import Breaker, BreakerGateway, BreakerMetrics
+from infra.db.engine import DatabaseLimits
+from infra.db.source import WriteSideSource
+from infra.db.unit import Database
+from infra.event_stream import BroadcastEventStream, memory_event_stream, redis_event_stream
+from infra.failpoints import Failpoints
+from infra.live_updates import StreamedUpdates
+from infra.own_writes import FreshReadModel
+from infra.payment_gateway import StripeGateway
+from infra.read_model import MemoryReadModel, RebuildableReadModel, Source, redis_read_model
+from infra.settings import Settings
+from infra.telemetry import Metrics
+from infra.wake import Wake, running_wake
+from infra.worker import Worker
+
+# More than these and it is a thousand all the same: somebody has to look.
+FAILED_REFUNDS_COUNTED = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Frontrow:
+    """Everything one process is made of."""
+
+    settings: Settings
+    deps: Deps
+    database: Database
+    source: Source
+    read_model: RebuildableReadModel
+    stream: BroadcastEventStream
+    worker: Worker
+    wake: Wake
+    metrics: Metrics
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """A worker works in this process, woken by every process's commits, until the block ends."""
+        async with self.wake.wakes() as wakes, self.worker.running():
+            task = asyncio.create_task(self._pass_on(wakes), name="wakes")
+            try:
+                yield
+            finally:
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _pass_on(self, wakes: Listener) -> None:
+        async for _ in wakes:
+            self.worker.wake()
+
+    async def measure(self) -> None:
+        """What the database knows stands in the metrics. Raises: DatabaseAway, Overloaded."""
+        depth, oldest_s = await self.database.outbox.lag()
+        async with self.deps.write("measure") as unit:
+            failed = await unit.payments.failed_refunds(limit=FAILED_REFUNDS_COUNTED)
+        self.metrics.outbox_depth.set(depth)
+        self.metrics.outbox_lag_s.set(oldest_s)
+        self.metrics.refunds_failed.set(len(failed))
+
+
+@asynccontextmanager
+async def composed(
+    settings: Settings,
+    *,
+    without: frozenset[str] = frozenset(),
+    failpoints: Failpoints | None = None,
+) -> AsyncIterator[Frontrow]:
+    """All parts, built and connected; everything that was opened is closed at the end.
+
+    With `failpoints` every door passes them. Raises: AssertionError for those in production.
+    """
+    assert failpoints is None or not settings.is_production, "nothing may be made to fail in production"
+    metrics = Metrics.build()
+    async with AsyncExitStack() as stack:
+        read_model = await _read_model(settings, stack)
+        fresh = FreshReadModel(read_model, metrics)
+        stream = await _stream(settings, stack)
+        wake = await stack.enter_async_context(running_wake(stream))
+
+        def committed(events: Sequence[Event]) -> None:
+            if events:
+                fresh.committed(events)
+                wake.publish_wake()
+
+        database = Database(
+            settings.database_url,
+            limits=_database_limits(settings),
+            on_commit=committed,
+            on_end=metrics.saw_transaction,
+            left_out=without,
+        )
+        stack.push_async_callback(database.close)
+        passwords = Argon2Passwords(max_waiting=settings.max_waiting_passwords)
+        stack.callback(passwords.close)
+        deps = Deps(
+            write=database.write,
+            reads=database.reads,
+            read_model=fresh,
+            live=StreamedUpdates(stream),
+            gateway=await _gateway(settings, metrics, stack),
+            passwords=passwords,
+            randomness=SystemRandomness(),
+            limiter=_limiter(settings),
+            rules=_rules(settings),
+        )
+        queue = database.outbox
+        if failpoints is not None:
+            deps, queue = failpoints.around(deps), failpoints.around_queue(queue)
+        source = WriteSideSource(database)
+        worker = Worker(
+            deps,
+            queue,
+            read_model=read_model,
+            source=source,
+            name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            metrics=metrics,
+        )
+        yield Frontrow(settings, deps, database, source, read_model, stream, worker, wake, metrics)
+
+
+async def _read_model(settings: Settings, stack: AsyncExitStack) -> RebuildableReadModel:
+    if settings.redis_url is None:
+        return MemoryReadModel()
+    return await stack.enter_async_context(redis_read_model(settings.redis_url))
+
+
+async def _stream(settings: Settings, stack: AsyncExitStack) -> BroadcastEventStream:
+    if settings.redis_url is None:
+        return await stack.enter_async_context(memory_event_stream())
+    return await stack.enter_async_context(
+        redis_event_stream(settings.redis_url, heartbeat_s=settings.redis_heartbeat_s)
+    )
+
+
+async def _gateway(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> PaymentGateway:
+    """The processor behind the breaker. Without a key nothing can be paid: commands that don't pay need none."""
+    key = settings.stripe_api_key
+    gateway = StripeGateway(
+        "sk_test_none" if key is None else key.get_secret_value(),
+        api_base=settings.stripe_api_base,
+        return_url=settings.public_url,
+        payment_timeout_ms=settings.payment_timeout_ms,
+    )
+    stack.push_async_callback(gateway.aclose)
+    breaker = Breaker(
+        fail_max=settings.breaker_fail_max,
+        window=settings.breaker_window,
+        fail_share=settings.breaker_fail_rate,
+        reset_s=settings.breaker_reset_s,
+        max_in_flight=settings.payment_max_in_flight,
+        listeners=[BreakerMetrics(metrics)],
+    )
+    return BreakerGateway(gateway, breaker)
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        hold_s=settings.hold_s,
+        session_s=settings.session_lifetime_s,
+        payment_timeout_ms=settings.payment_timeout_ms,
+        settle_after_s=settings.payment_settle_after_s,
+    )
+
+
+def _database_limits(settings: Settings) -> DatabaseLimits:
+    return DatabaseLimits(
+        writers=settings.db_pool_size,
+        readers=settings.db_pool_size,
+        queue_s=settings.db_pool_wait_s,
+    )
+
+
+def _limiter(settings: Settings) -> MemoryAttemptLimiter:
+    return MemoryAttemptLimiter(
+        {
+            "log_in": (settings.log_in_failures_max, settings.log_in_window_s),
+            "sign_up": (settings.sign_ups_per_min, 60),
+            "book": (settings.bookings_per_min, 60),
+            "pay": (settings.payments_per_min, 60),
+        }
+    )
