@@ -50,7 +50,7 @@ class Failpoints:
         self.seen: Counter[str] = Counter()
         self._armed: dict[str, _Armed] = {}
         self._on_reached = on_reached
-        self._resumed = asyncio.Event()
+        self._standing: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def arm(self, point: str, action: Action, *, after: int = 0) -> None:
         """The point acts once, after it was passed `after` times."""
@@ -61,9 +61,10 @@ class Failpoints:
         self._armed.clear()
 
     def resume(self) -> None:
-        """Whoever stands still at a point goes on."""
-        self._resumed.set()
-        self._resumed = asyncio.Event()
+        """Whoever stands still at a point goes on. Concurrency: from any thread, as `arm` and `disarm`."""
+        while self._standing:
+            loop, may_go_on = self._standing.pop()
+            loop.call_soon_threadsafe(may_go_on.set)
 
     async def reach(self, point: str, failure: Exception) -> None:
         """Pass the point, or suffer what it is armed with. Raises: `failure`, CancelledError."""
@@ -74,7 +75,10 @@ class Failpoints:
         if armed.passes_left > 0:
             armed.passes_left -= 1
             return
-        del self._armed[point]
+        self._armed.pop(point, None)
+        may_go_on = asyncio.Event()
+        if armed.action is Action.PAUSE:
+            self._standing.append((asyncio.get_running_loop(), may_go_on))
         self._on_reached(point)
         match armed.action:
             case Action.KILL:
@@ -90,7 +94,7 @@ class Failpoints:
             case Action.ERROR:
                 raise failure
             case Action.PAUSE:
-                await self._resumed.wait()
+                await may_go_on.wait()
 
     def around(self, deps: Deps) -> Deps:
         """The same doors, with points before and after each call."""

@@ -24,8 +24,10 @@ from uvicorn.supervisors import Multiprocess
 from infra import demo
 from infra.app import build_app, composed, drain
 from infra.db.migrations import is_migrated, migrate
+from infra.failpoints import Failpoints
 from infra.sandbox import running_sandbox
 from infra.settings import Settings
+from infra.socket_protocol import SocketProtocol
 from infra.telemetry import configure_logging
 
 BACKLOG = 2_048
@@ -41,7 +43,15 @@ class CannotStart(Exception):
     """Something outside is not as it must be; the text says what to do."""
 
 
-def serve(settings: Settings, *, host: str, port: int, workers: int, without: frozenset[str]) -> None:
+def serve(
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    workers: int,
+    without: frozenset[str],
+    failpoints: Failpoints | None = None,
+) -> None:
     """Serve until told to stop. Raises: CannotStart."""
     with (
         _listen(host, port) as listener,
@@ -49,7 +59,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, without: fr
     ):
         asyncio.run(_prepare(complete, without=without))
         config = uvicorn.Config(
-            partial(_app_of_process, complete, without=without),
+            partial(_app_of_process, complete, without=without, failpoints=failpoints),
             factory=True,
             log_config=None,
             access_log=False,
@@ -57,8 +67,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, without: fr
             # With uvloop 0.23 some of 100 busy keep-alive connections starve for seconds (DESIGN.md, "Traps").
             loop="asyncio",
             http="httptools",
+            ws=SocketProtocol,
             # deflate costs memory per socket; messages are small
-            ws="websockets-sansio",
             ws_per_message_deflate=False,
             ws_max_size=complete.max_body_bytes,
             timeout_keep_alive=KEEP_ALIVE_S,
@@ -77,13 +87,13 @@ def serve(settings: Settings, *, host: str, port: int, workers: int, without: fr
             Multiprocess(config, sockets=[listener]).run()
 
 
-async def work(settings: Settings) -> None:
+async def work(settings: Settings, *, failpoints: Failpoints | None = None) -> None:
     """Do a worker's work until told to stop. Raises: CannotStart."""
     await prepare_database(settings)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with composed(settings) as frontrow, frontrow.working():
+    async with composed(settings, failpoints=failpoints) as frontrow, frontrow.working():
         click.echo("Frontrow worker at work. Ctrl-C stops it.", err=True)
         await stop.wait()
 
@@ -127,9 +137,11 @@ async def _prepare(settings: Settings, *, without: frozenset[str]) -> None:
             await demo.fill_empty(frontrow.deps, say=partial(click.echo, err=True))
 
 
-def _app_of_process(settings: Settings, *, without: frozenset[str]) -> Starlette:
+def _app_of_process(
+    settings: Settings, *, without: frozenset[str], failpoints: Failpoints | None
+) -> Starlette:
     configure_logging(settings)
-    app = build_app(settings, without=without)
+    app = build_app(settings, without=without, failpoints=failpoints)
     lifespan = app.router.lifespan_context
 
     @asynccontextmanager

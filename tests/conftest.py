@@ -6,13 +6,14 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from infra.db.migrations import migrate
 from infra.db.unit import Database
 from tests.databases import PostgresDatabases
-from tests.servers import running_postgres
+from tests.servers import running_postgres, running_valkey
 
 KINDS = ("sqlite", "postgres")
 
@@ -69,3 +70,16 @@ def postgres_databases() -> Iterator[PostgresDatabases]:
         if url is None:
             url = stack.enter_context(running_postgres()).url("postgres")
         yield stack.enter_context(PostgresDatabases.prepared(url))
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Valkey, started once, or the one that FRONTROW_TEST_REDIS_URL names."""
+    given = os.environ.get("FRONTROW_TEST_REDIS_URL")
+    if given is not None:
+        # Each of the processes that run tests at once (pytest-xdist) has a database of its own there.
+        number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+        yield urlsplit(given)._replace(path=f"/{number}").geturl()
+        return
+    with running_valkey() as server:
+        yield server.url

@@ -1,16 +1,13 @@
 """Worlds to tell stories in."""
 
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
 
 from infra.settings import Settings
-from tests.servers import running_valkey
 from tests.story.world import World, running_world
 
 BACKENDS = ("embedded", "production")
@@ -24,19 +21,6 @@ class NewWorld(Protocol):
     ) -> AbstractAsyncContextManager[World]:
         """Until the block ends."""
         ...
-
-
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """Valkey, started once, or the one that FRONTROW_TEST_REDIS_URL names."""
-    given = os.environ.get("FRONTROW_TEST_REDIS_URL")
-    if given is not None:
-        # Each of the processes that run tests at once (pytest-xdist) has a database of its own there.
-        number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-        yield urlsplit(given)._replace(path=f"/{number}").geturl()
-        return
-    with running_valkey() as server:
-        yield server.url
 
 
 @pytest.fixture(params=BACKENDS)
