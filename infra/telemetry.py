@@ -103,6 +103,8 @@ class Metrics:
     outbox_depth: Gauge
     relay_failures: Counter
     refunds_failed: Gauge
+    refunds_open: Gauge
+    bookings_to_cancel: Gauge
     subscribers: Gauge
     open_sockets: Gauge
     event_stream_connected: Gauge
@@ -157,6 +159,10 @@ class Metrics:
                 "relay_failures", "Reactions that failed and back off, by event.", "event"
             ),
             refunds_failed=gauge("refunds_failed", "Refunds that are REFUND_FAILED and need a person."),
+            refunds_open=gauge("refunds_open", "Refunds that are pending or failed."),
+            bookings_to_cancel=gauge(
+                "bookings_to_cancel", "Bookings of cancelled concerts that are still to be cancelled."
+            ),
             subscribers=gauge("subscribers", "Open subscriptions."),
             open_sockets=gauge("open_sockets", "Open websockets."),
             event_stream_connected=gauge(

@@ -33,6 +33,9 @@ REAP_EVERY_S = 600.0
 REAP_MAX = 10_000
 # Keys are kept 72 h (contract, "retry").
 KEY_LIFE = timedelta(hours=72)
+# The processor sends an event again for three days (Stripe, "Webhooks", "Retry behaviour"). One that came later than
+# this would be read anew and change nothing.
+WEBHOOK_LIFE = timedelta(days=7)
 
 
 class Worker:
@@ -127,12 +130,17 @@ class Worker:
                 log.info("read_model.rebuilt_elsewhere")
 
     async def _reap(self) -> None:
-        reaped = REAP_MAX
-        while reaped == REAP_MAX:
-            async with self._deps.write("reap") as unit:
-                before = await unit.now() - KEY_LIFE
-                reaped = await unit.idempotency.reap(before=before, limit=REAP_MAX)
-                await unit.commit()
+        while await self._reap_some():
+            pass
+
+    async def _reap_some(self) -> bool:
+        """A batch of old keys and one of old webhooks is forgotten; whether there may be more."""
+        async with self._deps.write("reap") as unit:
+            now = await unit.now()
+            keys = await unit.idempotency.reap(before=now - KEY_LIFE, limit=REAP_MAX)
+            webhooks = await unit.payments.reap_webhooks(before=now - WEBHOOK_LIFE, limit=REAP_MAX)
+            await unit.commit()
+        return max(keys, webhooks) == REAP_MAX
 
 
 async def _every(wait_s: float, work: Callable[[], Awaitable[object]]) -> None:

@@ -60,6 +60,8 @@ SERVED: list[tuple[str, Ask]] = [
     ("ix_bookings_concert_id_user_id", in_unit(lambda u: u.bookings.live_ticket_quantity(ADA, CONCERT))),
     ("ix_bookings_concert_id_user_id", in_unit(lambda u: u.bookings.live_of(CONCERT, limit=5))),
     ("ix_bookings_refund", in_unit(lambda u: u.sales.unsettled(CONCERT))),
+    ("ix_bookings_refund", in_unit(lambda u: u.sales.all_unsettled())),
+    ("ix_sales_cancelled", in_unit(lambda u: u.sales.all_unsettled())),
     (
         "ix_bookings_user_id_created_at_id",
         lambda d: d.reads.my_page(ADA, AFTER_NOON, statuses=None),
@@ -73,6 +75,7 @@ SERVED: list[tuple[str, Ask]] = [
     ("uq_payment_intents_open", in_unit(lambda u: u.payments.open_intent(BOOKING.id))),
     ("uq_payment_intents_open", in_unit(lambda u: u.payments.with_open_intents([BOOKING.id]))),
     ("ix_payment_intents_look_at", in_unit(lambda u: u.payments.claim_open_intents(lease_s=1, limit=5))),
+    ("ix_webhook_events_received_at", in_unit(lambda u: u.payments.reap_webhooks(before=NOW, limit=5))),
     ("ix_idempotency_keys_claimed_at", in_unit(lambda u: u.idempotency.reap(before=NOW, limit=5))),
     (
         "ix_outbox_due_at_id",

@@ -4,16 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from domain.base import BookingId
 from domain.booking import BookingStatus
 from domain.use_cases.booking import close_sale
 from infra.db.source import WriteSideSource
-from infra.db.tables import idempotency_keys
+from infra.db.tables import idempotency_keys, webhook_events
 from infra.db.unit import Database
 from infra.read_model import MemoryReadModel
 from infra.telemetry import Metrics
@@ -79,20 +80,31 @@ async def test_a_cancelled_concert_does_not_wait_for_the_processor(database: Dat
         await until(status, lambda status: status is BookingStatus.CANCELLED)
 
 
-async def test_every_old_key_is_forgotten_at_once(database: Database) -> None:
-    """One more than fit into a batch: none is left for the next round, which is ten minutes away."""
-    rows = [
-        {"user_id": "ada", "mutation": "m", "key": f"k{n}", "arguments_hash": "h", "claimed_at": PAST}
-        for n in range(REAP_MAX + 1)
-    ]
+async def test_what_is_old_enough_is_forgotten_at_once(database: Database) -> None:
+    """Keys after 72 h and webhooks after a week, one more than fit into a batch: the next round is ten minutes away."""
+    now = datetime.now(UTC)
+    old = range(REAP_MAX + 1)
+    keys = [("old", PAST)] * len(old) + [("kept", now - timedelta(hours=71))]
+    webhooks = [("old", PAST)] * len(old) + [("kept", now - timedelta(days=6))]
+    a_row = {"user_id": "ada", "mutation": "m", "arguments_hash": "h"}
     async with database.writers.transaction() as statements:
-        await statements.change(idempotency_keys.insert(), rows)
+        await statements.change(
+            idempotency_keys.insert(),
+            [a_row | {"key": f"{name}-{n}", "claimed_at": at} for n, (name, at) in enumerate(keys)],
+        )
+        await statements.change(
+            webhook_events.insert(),
+            [{"event_id": f"{name}-{n}", "received_at": at} for n, (name, at) in enumerate(webhooks)],
+        )
         await statements.commit()
 
-    async def left() -> int:
+    async def left() -> list[str]:
         async with database.readers.single() as statements:
-            (row,) = await statements.rows(select(func.count()).select_from(idempotency_keys))
-        return int(row[0])
+            rows = await statements.rows(
+                select(idempotency_keys.c.key).union_all(select(webhook_events.c.event_id))
+            )
+        return [row[0] for row in rows]
 
     async with running_shop(database, FakeProcessor()) as shop, working(shop):
-        await until(left, lambda count: count == 0)
+        kept = await until(left, lambda names: len(names) == 2)
+    assert kept == [f"kept-{len(old)}"] * 2

@@ -116,6 +116,10 @@ class SaleStore(Protocol):
         """How many bookings of it are live, and how many refunds of it are pending or failed."""
         ...
 
+    async def all_unsettled(self) -> tuple[int, int]:
+        """How many bookings of cancelled concerts are live, and how many refunds of any are pending or failed."""
+        ...
+
 
 class BookingStore(Protocol):
     """Bookings, their items and their history."""
@@ -263,6 +267,10 @@ class PaymentStore(Protocol):
 
     async def add_webhook(self, event_id: str) -> bool:
         """Whether this is the event's first time. Stored together with its effect."""
+        ...
+
+    async def reap_webhooks(self, *, before: datetime, limit: int) -> int:
+        """Forget up to `limit` events heard before then; how many it were."""
         ...
 
 

@@ -6,7 +6,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from domain.events import Event
 from domain.ports import Deps, Listener, PaymentGateway, Rules
@@ -64,9 +64,12 @@ class Frontrow:
         depth, oldest_s = await self.database.outbox.lag()
         async with self.deps.write("measure") as unit:
             failed = await unit.payments.failed_refunds(limit=FAILED_REFUNDS_COUNTED)
+            bookings, refunds = await unit.sales.all_unsettled()
         self.metrics.outbox_depth.set(depth)
         self.metrics.outbox_lag_s.set(oldest_s)
         self.metrics.refunds_failed.set(len(failed))
+        self.metrics.refunds_open.set(refunds)
+        self.metrics.bookings_to_cancel.set(bookings)
 
 
 @asynccontextmanager
@@ -119,7 +122,7 @@ async def composed(
             deps, queue = failpoints.around(deps), failpoints.around_queue(queue)
         source = WriteSideSource(database)
         worker = Worker(
-            deps,
+            replace(deps, reads=database.steady_reads),
             queue,
             read_model=read_model,
             source=source,
@@ -178,6 +181,7 @@ def _database_limits(settings: Settings) -> DatabaseLimits:
         writers=settings.db_pool_size,
         readers=settings.db_pool_size,
         queue_s=settings.db_pool_wait_s,
+        queue_max=settings.db_pool_queue_max,
     )
 
 

@@ -1,9 +1,10 @@
 """Attempts, their intents at the processor, refunds, and the webhooks heard."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, bindparam, select, text, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, select, text, update
 
 from domain.base import BookingId, Money, PaymentId, PaymentStatus, UserId
 from domain.payment import Payment
@@ -188,6 +189,23 @@ class SqlPaymentStore:
             .on_conflict_do_nothing(index_elements=["event_id"])
         )
         return added == 1
+
+    async def reap_webhooks(self, *, before: datetime, limit: int) -> int:
+        """Forget up to `limit` events heard before then; how many it were."""
+        old = (
+            select(webhook_events.c.event_id)
+            .where(webhook_events.c.received_at < before)
+            .order_by(webhook_events.c.received_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("old")
+        )
+        reaped = await self._statements.rows(
+            delete(webhook_events)
+            .where(webhook_events.c.event_id.in_(select(old.c.event_id)))
+            .returning(webhook_events.c.event_id)
+        )
+        return len(reaped)
 
     async def _intent(self, *where: ColumnElement[bool]) -> IntentRecord | None:
         row = await self._statements.row(select(payment_intents).where(*where))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, func, select, text, update
 
 from domain.base import ConcertId, Money, TicketTypeId
 from domain.booking import LIVE, Sale, StockLine
@@ -73,6 +73,11 @@ class SqlSaleStore:
         (row,) = await self._statements.rows(select(live.scalar_subquery(), refunds.scalar_subquery()))
         return row[0], row[1]
 
+    async def all_unsettled(self) -> tuple[int, int]:
+        """How many bookings of cancelled concerts are live, and how many refunds of any are pending or failed."""
+        (row,) = await self._statements.rows(_ALL_UNSETTLED)
+        return int(row[0]), row[1]
+
 
 _OF_CONCERT = bindparam("of_concert", type_=sales.c.concert_id.type)
 _LOCK = select(sales).where(sales.c.concert_id == _OF_CONCERT).with_for_update()
@@ -83,6 +88,27 @@ _SAVE_LINE = update(sale_stock).where(
     sale_stock.c.capacity == bindparam("was_capacity"),
     sale_stock.c.held == bindparam("was_held"),
     sale_stock.c.sold == bindparam("was_sold"),
+)
+
+# In this word on both databases, or the partial index is not used.
+_IS_CANCELLED: ColumnElement[bool] = text("sales.is_cancelled")  # type: ignore[assignment]
+# Sale by sale: joined, SQLite would go through the live bookings of every concert.
+_LIVE_OF_SALE = (
+    select(func.count())
+    .select_from(bookings)
+    .where(bookings.c.concert_id == sales.c.concert_id, among(bookings.c.status, LIVE))
+    .correlate(sales)
+    .scalar_subquery()
+)
+_ALL_UNSETTLED = select(
+    select(func.coalesce(func.sum(_LIVE_OF_SALE), 0))
+    .select_from(sales)
+    .where(_IS_CANCELLED)
+    .scalar_subquery(),
+    select(func.count())
+    .select_from(bookings)
+    .where(among(bookings.c.payment_status, REFUND_OPEN))
+    .scalar_subquery(),
 )
 
 # One statement, hence one snapshot: the rows of a sale follow each other.

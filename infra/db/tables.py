@@ -190,6 +190,8 @@ sales = Table(
     Column("version", Integer, nullable=False),
     CheckConstraint("version > 0", name="version"),
     CheckConstraint("max_tickets_per_user > 0", name="max_tickets_per_user"),
+    # SaleStore.all_unsettled: the few that were called off.
+    Index("ix_sales_cancelled", "concert_id", **_where("is_cancelled")),
 )
 
 sale_stock = Table(
@@ -241,7 +243,7 @@ bookings = Table(
     CheckConstraint("ticket_quantity > 0", name="ticket_quantity"),
     # BookingStore.due: holds that have passed, longest due first.
     Index("ix_bookings_hold_until", "hold_until", **_where(status_in("status", PAYABLE))),
-    # BookingStore.live_ticket_quantity (read from the index alone), live_of and SaleStore.unsettled.
+    # BookingStore.live_ticket_quantity (read from the index alone), live_of, SaleStore.unsettled and all_unsettled.
     Index(
         "ix_bookings_concert_id_user_id",
         "concert_id",
@@ -249,7 +251,7 @@ bookings = Table(
         "ticket_quantity",
         **_where(status_in("status", LIVE)),
     ),
-    # SaleStore.unsettled: refunds of a concert that are pending or failed.
+    # SaleStore.unsettled and all_unsettled: refunds that are pending or failed.
     Index("ix_bookings_refund", "concert_id", **_where(status_in("payment_status", REFUND_OPEN))),
     # Reads.my_page and my_changes: a buyer's bookings, read backwards for the newest.
     Index("ix_bookings_user_id_created_at_id", "user_id", "created_at", "id"),
@@ -360,6 +362,8 @@ webhook_events = Table(
     metadata,
     Column("event_id", Text, primary_key=True),
     Column("received_at", UtcDateTime, nullable=False),
+    # PaymentStore.reap_webhooks, oldest first.
+    Index("ix_webhook_events_received_at", "received_at"),
 )
 
 # ---------------------------------------------------------------- across modules
