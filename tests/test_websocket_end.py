@@ -5,13 +5,14 @@ import asyncio
 import pytest
 import structlog
 
+from infra.graphql_app import Limits
+from infra.socket_protocol import SocketProtocol
 from infra.telemetry import Metrics
+from tests.deaf import PING, PONG, TEXT, Frame, deaf_client, masked
 from tests.toy_clients import (
-    INIT,
     TICKS,
     acknowledged,
     close_code,
-    connect,
     next_of,
     open_sockets,
     receive,
@@ -19,9 +20,23 @@ from tests.toy_clients import (
     subscribe,
     toy_server,
 )
-from tests.toy_schema import PATIENCE_S, Stage, until
+from tests.toy_schema import PATIENCE_S, Stage, serving, toy_app, until
 
 pytestmark = pytest.mark.anyio
+
+FLOOD = "subscription($s: Int!) { flood(size: $s) }"
+
+
+class QuickProtocol(SocketProtocol):
+    """Cuts off soon what is closed, and notes how much it ever held for a client."""
+
+    linger_s = 0.2
+    buffered_max = 0
+
+    def data_received(self, data: bytes) -> None:
+        """As ever."""
+        super().data_received(data)
+        QuickProtocol.buffered_max = max(QuickProtocol.buffered_max, self.transport.get_write_buffer_size())
 
 
 # ---------------------------------------------------------------- the end of a session
@@ -86,17 +101,14 @@ async def test_a_database_that_cannot_be_asked_closes_nothing() -> None:
 
 # ---------------------------------------------------------------- slow clients and shutdown
 async def test_a_client_that_does_not_read_is_given_up() -> None:
-    """Its stream is asked for no more than the socket's buffers hold, others go on, and then it is let go."""
+    """Its stream is asked for no more than small buffers hold, others go on, and it finds 4410 at the end."""
     stage, metrics, size = Stage(), Metrics.build(), 50_000
-    flood = {"query": "subscription($s: Int!) { flood(size: $s) }", "variables": {"s": size}}
     async with (
         toy_server(stage, metrics, send_timeout_s=0.5) as up,
         acknowledged(up) as reading,
-        connect(up) as deaf,
+        deaf_client(up.http) as deaf,
     ):
-        deaf.transport.pause_reading()
-        await send(deaf, INIT)
-        await subscribe(deaf, "1", flood)
+        await deaf.subscribe("1", FLOOD, s=size)
         await until(lambda: bool(stage.done))
         async with asyncio.timeout(PATIENCE_S):
             while open_sockets(metrics) == 2:
@@ -104,9 +116,54 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
                 assert await receive(reading) == {"type": "pong"}
         assert open_sockets(metrics) == 1
         assert metrics.registry.get_sample_value("frontrow_subscribers") == 0
-        deaf.transport.abort()
-    # 64 KiB in the transport, the rest in the kernel's buffers of a loopback connection.
-    assert len(stage.done) * size < 16_000_000
+        *messages, last = await deaf.until_close()
+        assert (last.close_code, last.payload[2:]) == (4410, b"Messages are not read")
+    # 64 KiB and a message in the transport, 128 KiB in the kernel and the client's own buffer.
+    assert len(messages) <= len(stage.done) <= 10
+
+
+async def test_what_a_client_never_takes_is_thrown_away() -> None:
+    """A closed connection whose peer neither reads nor leaves is cut off: no buffer of it stays behind."""
+    stage, metrics = Stage(), Metrics.build()
+    app = toy_app(stage, Limits(send_timeout_s=0.1), metrics)
+    async with (
+        serving(app, ws=QuickProtocol) as up,
+        deaf_client(up.http) as deaf,
+        acknowledged(up) as reading,
+    ):
+        await deaf.subscribe("1", FLOOD, s=50_000)
+        await until(lambda: open_sockets(metrics) == 1)
+        await until(lambda: len(up.server.server_state.connections) == 1)
+        await send(reading, {"type": "ping"})
+        assert await receive(reading) == {"type": "pong"}
+        assert (await deaf.until_close())[-1:] != []
+
+
+async def test_a_client_that_answers_no_pings_is_cut_off() -> None:
+    """Nothing waits for it to read what it never will: the socket and its streams end with the connection."""
+    stage, metrics = Stage(), Metrics.build()
+    app = toy_app(stage, Limits(send_timeout_s=60), metrics)
+    async with serving(app, ping_s=0.1) as up, deaf_client(up.http) as deaf:
+        await deaf.subscribe("1", FLOOD, s=50_000)
+        await until(lambda: bool(stage.done))
+        await until(lambda: not up.server.server_state.connections)
+        await until(lambda: open_sockets(metrics) == 0)
+
+
+async def test_a_client_that_only_sends_fills_no_memory() -> None:
+    """Who does not take the answers is not listened to; once they are read, each ping has been answered."""
+    pings, size = 40_000, 125
+    ten = masked(PING, b"." * size) * 10
+    for some in (ten, ten + masked(TEXT, b'{"type":"pong"}')):
+        QuickProtocol.buffered_max = 0
+        async with serving(toy_app(Stage()), ws=QuickProtocol) as up, deaf_client(up.http) as deaf:
+            sending = asyncio.create_task(deaf.send(some * (pings // 10)))
+            # Time for all of it to arrive, if it were let in.
+            await asyncio.wait([sending], timeout=1)
+            answers = [await deaf.next() for _ in range(pings)]
+            assert answers == [Frame(PONG, b"." * size)] * pings
+            await sending
+        assert 0 < QuickProtocol.buffered_max < pings * size / 5
 
 
 async def test_a_server_that_stops_says_so() -> None:

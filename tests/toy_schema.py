@@ -16,6 +16,7 @@ from starlette.routing import Route, WebSocketRoute
 from domain.base import InvalidInput, NotFound, SessionId, UserId
 from domain.user import Session, User, UserRole, Viewer
 from infra.graphql_app import GraphQLApp, Limits
+from infra.socket_protocol import SocketProtocol
 from infra.telemetry import Metrics
 
 PATIENCE_S = 10.0
@@ -241,7 +242,13 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(app: GraphQLApp, *, max_message_bytes: int = 1_000_000) -> AsyncIterator[Serving]:
+async def serving(
+    app: GraphQLApp,
+    *,
+    max_message_bytes: int = 1_000_000,
+    ws: type[SocketProtocol] = SocketProtocol,
+    ping_s: float = 20.0,
+) -> AsyncIterator[Serving]:
     """The endpoint on uvicorn and a loopback port that the system chose."""
 
     @asynccontextmanager
@@ -253,7 +260,9 @@ async def serving(app: GraphQLApp, *, max_message_bytes: int = 1_000_000) -> Asy
     config = uvicorn.Config(
         Starlette(routes=routes, lifespan=lifespan),
         log_config=None,
-        ws="websockets-sansio",
+        ws=ws,
+        ws_ping_interval=ping_s,
+        ws_ping_timeout=ping_s,
         ws_max_size=max_message_bytes,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=1,

@@ -15,6 +15,7 @@ from domain.use_cases.user import SignUp, create_admin
 from infra.app import Frontrow, build_app
 from infra.sandbox import running_sandbox
 from infra.settings import Settings
+from infra.socket_protocol import SocketProtocol
 from schema.common import decode_id
 from tests.client import PASSWORD, Api, Json, until
 
@@ -103,7 +104,7 @@ async def running_app(
     """An API process's application on a real socket of this process."""
     app = build_app(settings, without=without)
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, access_log=False, ws="websockets-sansio"
+        app, host="127.0.0.1", port=0, log_config=None, access_log=False, ws=SocketProtocol
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
