@@ -77,6 +77,10 @@ class Child:
         assert self.exit_status is not None
         return self.exit_status
 
+    def kill(self) -> None:
+        """kill -9. May repeat."""
+        self.signal(signal.SIGKILL)
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it still runs."""
         if self.is_alive:
@@ -101,6 +105,14 @@ class ForkServer:
         self._next = 0
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
+
+    def close(self) -> None:
+        """All children are killed, and nothing of it is left."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(PATIENCE_S)
+        self._listener.join(PATIENCE_S)
+        self._process.stdout.close()
 
     def serve(self, settings: Json, *, port: int, log: Path, armed: dict[str, Action] | None = None) -> Child:
         """`frontrow serve` with these settings, its worker inside unless they say otherwise."""
@@ -161,12 +173,11 @@ def running_fork_server() -> Iterator[ForkServer]:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
+    server = ForkServer(process)
     try:
-        yield ForkServer(process)
+        yield server
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait(PATIENCE_S)
+        server.close()
 
 
 # ---------------------------------------------------------------- seen from inside
