@@ -29,6 +29,7 @@ from infra.db.engine import Pool, Statements, catalogue_errors
 from infra.db.paging import page_of, page_rows
 from infra.db.payments import payment_from
 from infra.db.sales import SALES_WITH_STOCK, sales_from
+from infra.db.sharing import SharedRead
 from infra.db.tables import (
     bookings,
     buyers,
@@ -48,6 +49,7 @@ class SqlReads:
     def __init__(self, readers: Pool, *, catalogue: Pool | None) -> None:
         self._readers = readers
         self._catalogue_readers = catalogue
+        self._shared_sales = SharedRead(self._read_sales)
 
     async def now(self) -> datetime:
         """The database's clock."""
@@ -146,7 +148,10 @@ class SqlReads:
 
     # ------------------------------------------------------------ booking and payment
     async def sales(self, ids: Collection[ConcertId]) -> Mapping[ConcertId, Sale]:
-        """Sales with their stock by concert."""
+        """Sales with their stock by concert. Who asks for the same at the same time is answered by one read."""
+        return await self._shared_sales(ids)
+
+    async def _read_sales(self, ids: Collection[ConcertId]) -> Mapping[ConcertId, Sale]:
         async with self._readers.single() as statements:
             rows = await statements.rows(SALES_WITH_STOCK.where(statements.one_of(sales.c.concert_id, ids)))
         return {sale.concert_id: sale for sale in sales_from(rows)}
