@@ -61,7 +61,7 @@ class BroadcastEventStream:
 
     @asynccontextmanager
     async def listen(self, channel: str) -> AsyncIterator["SlotListener"]:
-        """Registered with the bus on entry. Where it is down: entered after a second, a Resync follows."""
+        """Registered with the bus on entry. Where it is down: entered within a second, a Resync follows."""
         listener = SlotListener()
         if self._is_closed:
             listener.end()

@@ -88,19 +88,21 @@ class RedisBackend(Backend):
     async def unsubscribe(self, group: str) -> None:
         """No more announcements on this channel. Does not wait."""
         # Whoever still waits to be registered has nothing to wait for.
-        self._wanted.pop(group).is_acknowledged.set()
+        self._wanted.pop(group).may_enter.set()
         self.inbox.fetch(group)
         self._note_change(group)
 
     async def wait_registered(self, channel: str) -> None:
-        """The server has acknowledged, or `REGISTER_LIMIT_S` are over and a Resync follows once it does."""
+        """The server has acknowledged, or a Resync follows once it does, for which nobody has to wait.
+
+        `REGISTER_LIMIT_S` after the first one came, all who wait for the server are let in together.
+        """
         registration = self._wanted[channel]
         try:
             async with asyncio.timeout(REGISTER_LIMIT_S):
-                await registration.is_acknowledged.wait()
+                await registration.may_enter.wait()
         except TimeoutError:
-            if not registration.is_acknowledged.is_set():
-                registration.is_resync_due = True
+            registration.owe_resync()
 
     async def publish(self, channel: str, message: Message) -> None:
         """Announce it to every process. Raises: ConnectionError, after `PUBLISH_LIMIT_S` at the latest."""
@@ -190,9 +192,7 @@ class RedisBackend(Backend):
         registration = self._wanted.get(channel)
         if registration is None:
             return
-        registration.is_acknowledged.set()
-        if registration.is_resync_due:
-            registration.is_resync_due = False
+        if registration.acknowledge():
             self.inbox.put(channel, Resync())
 
     def _note_change(self, channel: str) -> None:
@@ -203,17 +203,31 @@ class RedisBackend(Backend):
 class _Registration:
     """How far the server knows of a channel that we want."""
 
-    __slots__ = ("is_acknowledged", "is_resync_due")
+    __slots__ = ("_is_acknowledged", "_is_resync_due", "may_enter")
 
     def __init__(self) -> None:
-        self.is_acknowledged = asyncio.Event()
-        self.is_resync_due = False
+        self.may_enter = asyncio.Event()
+        self._is_acknowledged = False
+        self._is_resync_due = False
+
+    def acknowledge(self) -> bool:
+        """The server knows; whether a Resync was due until now."""
+        was_due = self._is_resync_due
+        self._is_acknowledged, self._is_resync_due = True, False
+        self.may_enter.set()
+        return was_due
+
+    def owe_resync(self) -> None:
+        """Whoever enters before the server knows may miss something until it does."""
+        if not self._is_acknowledged:
+            self._is_resync_due = True
+            self.may_enter.set()
 
     def reopen(self) -> None:
         """The connection is gone; who was registered on it may have missed something."""
-        if self.is_acknowledged.is_set():
-            self.is_acknowledged.clear()
-            self.is_resync_due = True
+        if self._is_acknowledged:
+            self._is_acknowledged = False
+            self.owe_resync()
 
 
 def _encode(message: Message) -> bytes:

@@ -108,6 +108,22 @@ async def test_listening_begins_while_the_server_is_down(fault: str, valkey: Val
             assert await next_item(listener) == DONE
 
 
+async def test_who_joins_a_listener_during_an_outage_need_not_wait(
+    valkey: ValkeyServer, redis_stream: BroadcastEventStream
+) -> None:
+    """The Resync that the others are owed is theirs too."""
+    async with redis_stream.listen("a") as first:
+        valkey.kill()
+        await until_connected(redis_stream, False)
+        async with asyncio.timeout(REGISTER_LIMIT_S / 2), redis_stream.listen("a") as second:
+            pass
+        async with redis_stream.listen("a") as second:
+            valkey.start()
+            assert [await next_item(listener) for listener in (first, second)] == [Resync()] * 2
+            await redis_stream.publish("a", DONE)
+            assert [await next_item(listener) for listener in (first, second)] == [DONE] * 2
+
+
 async def test_closing_is_prompt_while_the_server_is_frozen(valkey: ValkeyServer) -> None:
     """Neither a frozen server nor someone who waits to be registered holds up the end of the stream."""
     valkey.pause()
