@@ -74,12 +74,13 @@ class Door(Protocol):
 
 @dataclass(slots=True)
 class RecordedBuyer:
-    """One person. `tries`: how often an intention is tried before it stays unknown."""
+    """One person. `tries`: how often an intention is tried before it stays unknown; at most `nap_max_s` apart."""
 
     history: History
     door: Door
     user_id: str
     tries: int = TRIES
+    nap_max_s: float = NAP_MAX_S
 
     async def book(self, concert_id: str, wanted: Mapping[str, int], *, key: str | None = None) -> Operation:
         """Seats by ticket type; the operation's `seen` is the booking, where there is one."""
@@ -121,7 +122,11 @@ class RecordedBuyer:
             kind, self.user_id, key=key, concert_id=concert_id, booking_id=booking_id, wanted=wanted
         ) as recorded:
             await _try(
-                ask, recorded, tries=self.tries, key_of_try=lambda number: self.key_of_try(key, number)
+                ask,
+                recorded,
+                tries=self.tries,
+                nap_max_s=self.nap_max_s,
+                key_of_try=lambda number: self.key_of_try(key, number),
             )
         return self.history.operations[-1]
 
@@ -132,6 +137,7 @@ async def _try(
     *,
     tries: int,
     key_of_try: Callable[[int], str],
+    nap_max_s: float = NAP_MAX_S,
 ) -> None:
     """Ask until the outcome is known, or `tries` times."""
     may_be_done = False
@@ -146,7 +152,7 @@ async def _try(
             case Certainty.UNKNOWN:
                 may_be_done = True
         if number + 1 < tries:
-            await asyncio.sleep(min(NAP_MAX_S, max(answer.retry_after_s, NAP_S)))
+            await asyncio.sleep(min(nap_max_s, max(answer.retry_after_s, NAP_S)))
     if may_be_done:
         recorded.unknown(answer.code)
     else:

@@ -129,7 +129,7 @@ async def sampled(
     While the database is away there are none.
     """
     database, wanted, is_over = Database(database_url), sorted(concert_ids), asyncio.Event()
-    samples = await _look(database, wanted, has_sums=True)
+    samples = await look(database, wanted, has_sums=True)
 
     async def look_on() -> None:
         count = 0
@@ -139,7 +139,7 @@ async def sampled(
                     await is_over.wait()
             count += 1
             with suppress(DomainError):  # away, or busy: the next look is soon
-                samples.extend(await _look(database, wanted, has_sums=count % sums_every == 0))
+                samples.extend(await look(database, wanted, has_sums=count % sums_every == 0))
 
     looking = asyncio.create_task(look_on(), name="looks at the stock")
     try:
@@ -153,7 +153,8 @@ async def sampled(
             await database.close()
 
 
-async def _look(database: Database, concert_ids: Sequence[str], *, has_sums: bool) -> list[Sample]:
+async def look(database: Database, concert_ids: Sequence[str], *, has_sums: bool) -> list[Sample]:
+    """The stock of those of these that exist, with the sums over their bookings where asked for."""
     began_s = time.monotonic()
     async with database.readers.transaction() as statements:
         rows = await statements.rows(select(sales).where(statements.one_of(sales.c.concert_id, concert_ids)))
