@@ -11,16 +11,19 @@ import structlog
 
 from domain.base import DomainError
 from domain.events import Event
-from domain.payment import GatewayError
+from domain.payment import GatewayError, NotSent
 from domain.ports import Deps
 from domain.reactions import react
-from infra.db.outbox import OutboxQueue, OutboxRow
+from infra.db.outbox import First, OutboxQueue, OutboxRow
 from infra.telemetry import Metrics
+from infra.throttle import Throttle
 
 log = structlog.get_logger(__name__)
 
 # What a lane may hold at once: a worker that dies leaves no more than this to wait for its lease.
 CLAIM_MAX = 100
+# A lane that calls the processor holds no more than it may send in so long, well within its lease.
+AHEAD_S = 2.0
 # After a worker's death what it had claimed waits for the end of its lease, and people may be watching. Where a
 # reaction takes longer than its lease, another worker does the same again, which changes nothing.
 LEASE_S = 5.0
@@ -38,7 +41,7 @@ EXPECTED = (DomainError, GatewayError, ConnectionError)
 
 
 class Relay:
-    """One lane: the rows of some kinds of events, for ever.
+    """One lane: the rows of some kinds of events, for ever; with a `throttle`, as fast as that lets it.
 
     Concurrency: any number of lanes and processes; within its lease no row is worked on twice.
     """
@@ -52,6 +55,7 @@ class Relay:
         worker: str,
         metrics: Metrics,
         lease_s: float = LEASE_S,
+        throttle: Throttle | None = None,
         react: Callable[[Deps, Event], Awaitable[None]] = react,
     ) -> None:
         self._deps = deps
@@ -61,6 +65,7 @@ class Relay:
         self._metrics = metrics
         self._lease_s = lease_s
         self._react = react
+        self._throttle = throttle
         self._has_work = asyncio.Event()
         self._parallel = asyncio.Semaphore(PARALLEL)
 
@@ -91,12 +96,21 @@ class Relay:
 
     async def relay_some(self) -> int:
         """One claim's rows are done or backing off; how many it were."""
-        rows = await self._queue.claim(
-            worker=self._worker, lease_s=self._lease_s, limit=CLAIM_MAX, kinds=self._kinds
-        )
+        rows = await self._claim()
         done = await asyncio.gather(*(self._relay(row) for row in rows))
         await self._queue.done([row.id for row, is_done in zip(rows, done, strict=True) if is_done])
         return len(rows)
+
+    async def _claim(self) -> list[OutboxRow]:
+        limit, first = CLAIM_MAX, First.OLDEST
+        if self._throttle is not None:
+            await self._throttle.rested()
+            limit = min(limit, self._throttle.calls_within(AHEAD_S))
+            # One person's refund does not wait behind the ten thousand of a concert that was called off before.
+            first = First.NEWEST
+        return await self._queue.claim(
+            worker=self._worker, lease_s=self._lease_s, limit=limit, kinds=self._kinds, first=first
+        )
 
     async def _relay(self, row: OutboxRow) -> bool:
         async with self._parallel:
@@ -115,6 +129,8 @@ class Relay:
         self._metrics.relay_failures.labels(event=type(row.event).__name__).inc()
         longest_s = AWAY_BACKOFF_MAX_S if isinstance(error, ConnectionError) else BACKOFF_MAX_S
         wait_s = min(longest_s, BACKOFF_FIRST_S * 2 ** min(row.attempts, 10))
+        if isinstance(error, NotSent):
+            wait_s = max(wait_s, error.retry_after_ms / 1_000)
         log.warning(
             "relay.backs_off", row=row.id, kind=type(row.event).__name__, wait_s=wait_s, error=str(error)
         )

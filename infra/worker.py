@@ -6,6 +6,7 @@ Runs inside `serve` or as `frontrow worker`, any number of them: each row is cla
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
@@ -19,6 +20,7 @@ from infra.db.outbox import OutboxQueue
 from infra.read_model import GenerationLost, RebuildableReadModel, Source, rebuild
 from infra.relay import EXPECTED, Relay
 from infra.telemetry import Metrics
+from infra.throttle import Throttle, ThrottledGateway
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +29,6 @@ CHORE_LEASE_S = 30.0
 EXPIRE_EVERY_S = 0.25
 RECONCILE_EVERY_S = 0.25
 RECONCILE_MAX = 50
-RECONCILE_PARALLEL = 10
 KEEP_EVERY_S = 1.0
 REAP_EVERY_S = 600.0
 REAP_MAX = 10_000
@@ -50,8 +51,12 @@ class Worker:
         source: Source,
         name: str,
         metrics: Metrics,
+        throttle: Throttle,
     ) -> None:
+        # Nobody waits for what the worker asks the processor, and people who pay must not wait for the worker.
+        deps = replace(deps, gateway=ThrottledGateway(deps.gateway, throttle))
         self._deps = deps
+        self._throttle = throttle
         self._read_model = read_model
         self._source = source
         self._woken = (
@@ -63,6 +68,7 @@ class Worker:
                 worker=f"{name}-chores",
                 metrics=metrics,
                 lease_s=CHORE_LEASE_S,
+                throttle=throttle,
             ),
         )
         # Cancelling the bookings of a concert asks the processor nothing, and must not wait for it. It is so rare
@@ -106,19 +112,17 @@ class Worker:
             pass
 
     async def _reconcile(self) -> None:
+        await self._throttle.rested()
         claimed = await claim_open_intents(self._deps, limit=RECONCILE_MAX)
-        slots = asyncio.Semaphore(RECONCILE_PARALLEL)
+        await asyncio.gather(*(self._look(intent) for intent in claimed))
 
-        async def look(intent: OpenIntent) -> None:
-            async with slots:
-                try:
-                    await reconcile(self._deps, intent)
-                except EXPECTED as error:
-                    log.warning("reconcile.failed", payment_id=intent.payment_id, error=str(error))
-                except Exception:
-                    log.exception("reconcile.broke", payment_id=intent.payment_id)
-
-        await asyncio.gather(*(look(intent) for intent in claimed))
+    async def _look(self, intent: OpenIntent) -> None:
+        try:
+            await reconcile(self._deps, intent)
+        except EXPECTED as error:
+            log.warning("reconcile.failed", payment_id=intent.payment_id, error=str(error))
+        except Exception:
+            log.exception("reconcile.broke", payment_id=intent.payment_id)
 
     async def _keep_read_model(self) -> None:
         """Rebuilt where it was flushed, restarted with older data or never filled."""

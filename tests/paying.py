@@ -161,6 +161,11 @@ class Shop:
         (line,) = (await self.sale(concert_id)).stock
         return line.available, line.held, line.sold
 
+    async def unsettled(self) -> tuple[int, int]:
+        """Bookings of cancelled concerts that are still live, refunds that are not through."""
+        async with self.database.write() as unit:
+            return await unit.sales.all_unsettled()
+
     async def chores(self) -> list[str]:
         """The kinds of what is still to be done."""
         async with self.database.writers.transaction() as statements:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from domain.base import ConcertId, PageQuery, UserId
 from domain.booking import BookingStatus
 from domain.concert import ConcertFilter, ConcertOrder
 from domain.events import IntentAbandoned
+from infra.db.outbox import First
 from infra.db.tables import metadata
 from infra.db.unit import Database, SqlWriteUnit
 from tests.db_world import (
@@ -51,6 +53,11 @@ async def log_in(database: Database) -> None:
         await unit.users.add_session(a_session(a_user()), token_hash=b"x")
 
 
+async def claim(database: Database, *, first: First) -> None:
+    """A worker asks for work."""
+    await database.outbox.claim(worker="w", lease_s=1, limit=5, kinds=[IntentAbandoned], first=first)
+
+
 SERVED: list[tuple[str, Ask]] = [
     ("ix_sessions_user_id_expires_at", log_in),
     ("ix_concerts_starts_at_id", lambda d: page(d, ConcertOrder.STARTS_AT_ASC, AFTER_NOON)),
@@ -77,10 +84,7 @@ SERVED: list[tuple[str, Ask]] = [
     ("ix_payment_intents_look_at", in_unit(lambda u: u.payments.claim_open_intents(lease_s=1, limit=5))),
     ("ix_webhook_events_received_at", in_unit(lambda u: u.payments.reap_webhooks(before=NOW, limit=5))),
     ("ix_idempotency_keys_claimed_at", in_unit(lambda u: u.idempotency.reap(before=NOW, limit=5))),
-    (
-        "ix_outbox_due_at_id",
-        lambda d: d.outbox.claim(worker="w", lease_s=1, limit=5, kinds=[IntentAbandoned]),
-    ),
+    *(("ix_outbox_due_at_id", partial(claim, first=first)) for first in First),
     ("ix_outbox_created_at", lambda d: d.outbox.lag()),
 ]
 # These refuse a second row; what else they serve is no query of a store.

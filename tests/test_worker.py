@@ -1,26 +1,30 @@
 """The worker: what it does without being asked, and that no part of it waits for another."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 from sqlalchemy import select
 
 from domain.base import BookingId
-from domain.booking import BookingStatus
+from domain.booking import BookingStatus, Sale
+from domain.payment import NotSent
 from domain.use_cases.booking import close_sale
 from infra.db.source import WriteSideSource
 from infra.db.tables import idempotency_keys, webhook_events
 from infra.db.unit import Database
 from infra.read_model import MemoryReadModel
 from infra.telemetry import Metrics
+from infra.throttle import REST_FIRST_S, Throttle
 from infra.worker import REAP_MAX, Worker
 from tests.client import until
-from tests.fake_processor import FakeProcessor
+from tests.fake_processor import Failure, FakeProcessor
 from tests.paying import PAST, Shop, running_shop
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +38,7 @@ class _Nobody:
 
 
 @asynccontextmanager
-async def working(shop: Shop) -> AsyncIterator[None]:
+async def working(shop: Shop, *, throttle: Throttle | None = None) -> AsyncIterator[None]:
     """A worker is at work until the block ends."""
     model = MemoryReadModel()
     deps = replace(shop.deps, read_model=model, live=cast(Any, _Nobody()))
@@ -45,6 +49,7 @@ async def working(shop: Shop) -> AsyncIterator[None]:
         source=WriteSideSource(shop.database),
         name="w",
         metrics=Metrics.build(),
+        throttle=throttle or Throttle(max_in_flight=10, per_s=1_000),
     )
     async with worker.running():
         yield
@@ -68,16 +73,51 @@ async def test_a_cancelled_concert_does_not_wait_for_the_processor(database: Dat
             await asked.wait()
         sale = await shop.open_sale()
         booking = await shop.book(sale)
-        async with database.write() as unit:
-            locked = await unit.sales.lock(sale.concert_id)
-            assert locked is not None
-            await close_sale(unit, locked)
-            await unit.commit()
+        await call_off(shop, sale)
 
         async def status() -> BookingStatus:
             return (await shop.booking(booking.id)).status
 
         await until(status, lambda status: status is BookingStatus.CANCELLED)
+
+
+async def test_a_mass_refund_asks_the_processor_politely(database: Database) -> None:
+    """At most three refunds at once; after a 429 nobody asks for a while; in the end each was made once."""
+    processor = FakeProcessor()
+    inside, most, asked_at_s = 0, 0, list[float]()
+
+    async def step(moment: str, _: BookingId) -> None:
+        nonlocal inside, most
+        if moment == "refund":
+            asked_at_s.append(time.monotonic())
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.01)
+            inside -= 1
+
+    processor.step = step
+    async with running_shop(database, processor) as shop:
+        sale = await shop.open_sale(capacity=20)
+        for n in range(20):
+            await shop.pay(await shop.book(sale, f"buyer-{n}"))
+        await call_off(shop, sale)
+        processor.order("refund", Failure(NotSent("429", retry_after_ms=1), happens=False))
+        async with working(shop, throttle=Throttle(max_in_flight=3, per_s=1_000)):
+            await until(shop.unsettled, lambda left: left == (0, 0))
+    assert most <= 3
+    assert len(asked_at_s) == 21
+    # Up to two more were asked for before the refusal was heard.
+    assert max(later - earlier for earlier, later in pairwise(asked_at_s[:4])) >= REST_FIRST_S
+    assert [entry.refunds for entry in processor.entries.values()] == [1] * 20
+
+
+async def call_off(shop: Shop, sale: Sale) -> None:
+    """Nothing of it sells any more, and the worker cancels what was sold."""
+    async with shop.database.write() as unit:
+        locked = await unit.sales.lock(sale.concert_id)
+        assert locked is not None
+        await close_sale(unit, locked)
+        await unit.commit()
 
 
 async def test_what_is_old_enough_is_forgotten_at_once(database: Database) -> None:

@@ -23,6 +23,7 @@ from infra.payment_gateway import StripeGateway
 from infra.read_model import MemoryReadModel, RebuildableReadModel, Source, redis_read_model
 from infra.settings import Settings
 from infra.telemetry import Metrics
+from infra.throttle import Throttle
 from infra.wake import Wake, running_wake
 from infra.worker import Worker
 
@@ -128,6 +129,7 @@ async def composed(
             source=source,
             name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
             metrics=metrics,
+            throttle=_throttle(settings),
         )
         yield Frontrow(settings, deps, database, source, read_model, stream, worker, wake, metrics)
 
@@ -165,6 +167,10 @@ async def _gateway(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
         listeners=[BreakerMetrics(metrics)],
     )
     return BreakerGateway(gateway, breaker)
+
+
+def _throttle(settings: Settings) -> Throttle:
+    return Throttle(max_in_flight=settings.worker_calls_max_in_flight, per_s=settings.worker_calls_per_s)
 
 
 def _rules(settings: Settings) -> Rules:

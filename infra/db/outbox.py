@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 
 from sqlalchemy import delete, func, select, update
 
@@ -34,6 +35,13 @@ class SqlOutbox:
         self.added.append(event)
 
 
+class First(Enum):
+    """Whose turn it is among the rows that are due."""
+
+    OLDEST = "oldest"
+    NEWEST = "newest"
+
+
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
     """One claimed event. `attempts` counts this one too."""
@@ -51,20 +59,27 @@ class OutboxQueue:
         self._pool = pool
 
     async def claim(
-        self, *, worker: str, lease_s: float, limit: int, kinds: Sequence[type[Event]]
+        self,
+        *,
+        worker: str,
+        lease_s: float,
+        limit: int,
+        kinds: Sequence[type[Event]],
+        first: First = First.OLDEST,
     ) -> list[OutboxRow]:
-        """Up to `limit` due rows of these kinds, oldest first, nobody else's for `lease_s`.
+        """Up to `limit` due rows of these kinds, nobody else's for `lease_s`.
 
         Concurrency: two workers never get the same row; the lease is committed when this returns, and a row
         whose lease ran out is claimed anew. What is due is looked for, not what comes after the last one seen:
         a transaction that commits late is found.
         """
         names = [kind.__name__ for kind in kinds]
+        by = (outbox.c.due_at, outbox.c.id)
         async with self._pool.transaction() as statements:
             due = (
                 select(outbox.c.id)
                 .where(outbox.c.due_at <= statements.clock(), outbox.c.kind.in_(names))
-                .order_by(outbox.c.due_at, outbox.c.id)
+                .order_by(*(column.desc() for column in by) if first is First.NEWEST else by)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
                 .cte("due")

@@ -214,6 +214,8 @@ sale_stock = Table(
 )
 
 # ---------------------------------------------------------------- booking: bookings
+_IS_LIVE = _where(status_in("status", LIVE))
+
 bookings = Table(
     "bookings",
     metadata,
@@ -244,13 +246,7 @@ bookings = Table(
     # BookingStore.due: holds that have passed, longest due first.
     Index("ix_bookings_hold_until", "hold_until", **_where(status_in("status", PAYABLE))),
     # BookingStore.live_ticket_quantity (read from the index alone), live_of, SaleStore.unsettled and all_unsettled.
-    Index(
-        "ix_bookings_concert_id_user_id",
-        "concert_id",
-        "user_id",
-        "ticket_quantity",
-        **_where(status_in("status", LIVE)),
-    ),
+    Index("ix_bookings_concert_id_user_id", "concert_id", "user_id", "ticket_quantity", **_IS_LIVE),
     # SaleStore.unsettled and all_unsettled: refunds that are pending or failed.
     Index("ix_bookings_refund", "concert_id", **_where(status_in("payment_status", REFUND_OPEN))),
     # Reads.my_page and my_changes: a buyer's bookings, read backwards for the newest.
@@ -395,7 +391,7 @@ outbox = Table(
     Column("worker", Text),
     Column("attempts", Integer, nullable=False),
     Column("error", Text),
-    # OutboxQueue.claim, longest due first.
+    # OutboxQueue.claim, longest due first or last.
     Index("ix_outbox_due_at_id", "due_at", "id"),
     # OutboxQueue.lag.
     Index("ix_outbox_created_at", "created_at"),

@@ -188,6 +188,10 @@ class PaymentSettings(_Group):
     """Calls to the processor at once, per process."""
     breaker_fail_max: int = Field(default=5, ge=1, le=1_000)
     """Failures in a row that open the circuit breaker."""
+    worker_calls_max_in_flight: int = Field(default=10, ge=1, le=1_000)
+    """Refunds, cancelled intents and looks at open payments at once, per worker; people who pay don't count."""
+    worker_calls_per_s: float = Field(default=20, ge=0.1, le=10_000)
+    """The same per second and worker. Stripe allows an account 25 refunds a second, and 100 calls in all."""
     breaker_window: int = Field(default=20, ge=1, le=10_000)
     """Last calls over which the share of failures counts."""
     breaker_fail_rate: float = Field(default=0.5, gt=0, le=1)
