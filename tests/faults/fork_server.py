@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from infra import serving
 from infra.failpoints import Action, Failpoints
 from infra.settings import Settings
+from infra.telemetry import configure_logging
 
 Json = dict[str, Any]
 
@@ -235,15 +236,19 @@ def _child(order: Json, reading: int) -> None:
     """Never returns."""
     status = 70
     try:
+        # What it prints goes into its log, and does not mingle with what it reports.
+        reports = os.dup(1)
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(log, 2)
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         number = order["fork"]
-        failpoints = Failpoints(lambda point: _say({"number": number, "reached": point}))
+        failpoints = Failpoints(lambda point: _say({"number": number, "reached": point}, to=reports))
         for point, action in order["armed"].items():
             failpoints.arm(point, Action(action))
-        threading.Thread(target=_obey, args=(number, reading, failpoints), daemon=True).start()
+        threading.Thread(target=_obey, args=(number, reading, reports, failpoints), daemon=True).start()
         settings = Settings(**order["settings"])
+        configure_logging(settings)
         if order["role"] == "worker":
             asyncio.run(serving.work(settings, failpoints=failpoints))
         else:
@@ -264,7 +269,7 @@ def _child(order: Json, reading: int) -> None:
         os._exit(status)
 
 
-def _obey(number: int, reading: int, failpoints: Failpoints) -> None:
+def _obey(number: int, reading: int, reports: int, failpoints: Failpoints) -> None:
     with os.fdopen(reading, "rb") as orders:
         for line in orders:
             order = json.loads(line)
@@ -276,14 +281,14 @@ def _obey(number: int, reading: int, failpoints: Failpoints) -> None:
                 failpoints.resume()
             elif "seen" in order:
                 for point, times in dict(failpoints.seen).items():
-                    _say({"number": number, "seen": {point: times}})
-                _say({"number": number, "seen_all": True})
+                    _say({"number": number, "seen": {point: times}}, to=reports)
+                _say({"number": number, "seen_all": True}, to=reports)
 
 
-def _say(fact: Json) -> None:
+def _say(fact: Json, *, to: int = 1) -> None:
     # One write, so that what several processes say to one pipe does not mingle (POSIX, write, PIPE_BUF).
     line = json.dumps(fact).encode() + b"\n"
-    os.write(1, line)
+    os.write(to, line)
 
 
 if __name__ == "__main__":

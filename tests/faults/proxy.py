@@ -69,10 +69,10 @@ class Proxy:
 
     async def close(self) -> None:
         """Every connection has ended."""
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        self.let_through()
+        while self._tasks:
+            self.cut()
+            await asyncio.wait(self._tasks, timeout=0.1)
 
     async def _forward(
         self, reader: asyncio.StreamReader, inner: asyncio.StreamWriter, link: "_Link"
