@@ -139,10 +139,10 @@ class Evidence:
                 wall_offset_s=head.wall_offset_s,
             ),
             final=head.final,
-            ledger=head.ledger,
+            ledger=None if head.ledger is None else list(head.ledger),
             samples=[record for record in lines if isinstance(record, Sample)] if head.is_sampled else None,
             recordings=[record for record in lines if isinstance(record, Recording)],
-            read_model=head.read_model,
+            read_model=None if head.read_model is None else list(head.read_model),
             is_calm=head.is_calm,
         )
 

@@ -216,6 +216,7 @@ class _Replay:
                     f"nothing made versions {self._version + 1} to {version} of sale {self.timeline.concert_id}",
                 )
                 self._version = version
+                self._keep(float("-inf"))
                 return
             wanted = self._organised.pop(0)
             try:
