@@ -11,7 +11,7 @@ from domain.use_cases import booking as use_cases
 from domain.use_cases.my_page import watch_booking, watch_sale
 from resolvers.context import Info
 from resolvers.guards import owns, signed_in
-from resolvers.ids import input_id, query_id, stream_id, ticket_type_ids
+from resolvers.ids import ids_of, input_id, query_id, stream_id, ticket_type_ids
 from resolvers.outcomes import answers_refusals
 from resolvers.streams import opened
 from schema.booking import BookConcertInput, Booking, CancelBookingInput
@@ -45,9 +45,10 @@ async def ticket_count(info: Info, concert_id: ConcertIdArgument) -> TicketCount
 async def book_concert(info: Info, input: BookConcertInput) -> BookConcertResult:
     """The seats are held."""
     viewer = signed_in(info)
-    concert_id = ConcertId(input_id(input.concert_id, Kind.CONCERT, "concertId"))
-    texts = [item.ticket_type_id for item in input.items]
-    ticket_types = await ticket_type_ids(info, concert_id, texts, below="items")
+    async with ids_of(info, viewer, "bookConcert", input):
+        concert_id = ConcertId(input_id(input.concert_id, Kind.CONCERT, "concertId"))
+        texts = [item.ticket_type_id for item in input.items]
+        ticket_types = await ticket_type_ids(info, concert_id, texts, below="items")
     command = use_cases.BookConcert(
         concert_id=concert_id,
         quantities=tuple(
@@ -64,8 +65,10 @@ async def book_concert(info: Info, input: BookConcertInput) -> BookConcertResult
 async def cancel_booking(info: Info, input: CancelBookingInput) -> CancelBookingResult:
     """The booking is given up."""
     viewer = signed_in(info)
+    async with ids_of(info, viewer, "cancelBooking", input):
+        booking_id = BookingId(input_id(input.booking_id, Kind.BOOKING, "bookingId"))
     command = use_cases.CancelBooking(
-        booking_id=BookingId(input_id(input.booking_id, Kind.BOOKING, "bookingId")),
+        booking_id=booking_id,
         reason=given(input.reason),
         idempotency_key=given(input.idempotency_key),
     )

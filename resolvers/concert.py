@@ -10,7 +10,7 @@ from domain.concert import ConcertFilter as ConcertFilterNoun
 from domain.use_cases import concert as use_cases
 from resolvers.context import Info
 from resolvers.guards import admin
-from resolvers.ids import input_id, query_id, ticket_type_ids
+from resolvers.ids import ids_of, input_id, query_id, ticket_type_ids
 from resolvers.outcomes import answers_refusals
 from schema.common import Kind, given
 from schema.concert import (
@@ -114,10 +114,11 @@ async def register_concert(info: Info, input: RegisterConcertInput) -> RegisterC
 async def update_concert(info: Info, input: UpdateConcertInput) -> UpdateConcertResult:
     """What the organiser wants changed is."""
     viewer = admin(info)
-    concert_id = ConcertId(input_id(input.concert_id, Kind.CONCERT, "concertId"))
     lines = given(input.capacities) or []
-    texts = [line.ticket_type_id for line in lines]
-    ticket_types = await ticket_type_ids(info, concert_id, texts, below="capacities")
+    async with ids_of(info, viewer, "updateConcert", input):
+        concert_id = ConcertId(input_id(input.concert_id, Kind.CONCERT, "concertId"))
+        texts = [line.ticket_type_id for line in lines]
+        ticket_types = await ticket_type_ids(info, concert_id, texts, below="capacities")
     command = use_cases.UpdateConcert(
         concert_id=concert_id,
         change=input.change(),
@@ -132,10 +133,9 @@ async def update_concert(info: Info, input: UpdateConcertInput) -> UpdateConcert
 async def cancel_concert(info: Info, input: CancelConcertInput) -> CancelConcertResult:
     """The concert is called off."""
     viewer = admin(info)
-    command = use_cases.CancelConcert(
-        concert_id=ConcertId(input_id(input.concert_id, Kind.CONCERT, "concertId")),
-        idempotency_key=given(input.idempotency_key),
-    )
+    async with ids_of(info, viewer, "cancelConcert", input):
+        concert_id = ConcertId(input_id(input.concert_id, Kind.CONCERT, "concertId"))
+    command = use_cases.CancelConcert(concert_id=concert_id, idempotency_key=given(input.idempotency_key))
     done = await use_cases.cancel_concert(info.context.deps, viewer, command)
     return CancelConcertSuccess(
         concert=Concert.of(done.concert),

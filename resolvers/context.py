@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import strawberry
 
-from domain.base import PageQuery, UserId
+from domain.base import DomainError, PageQuery, UserId
 from domain.booking import BookingStatus
 from domain.concert import ConcertFilter
 from domain.my_page import MyPageView
@@ -16,13 +16,17 @@ from resolvers.loaders import Loaders
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Who asks, and what may be reached. `client` is the address that attempts are counted by."""
+    """Who asks, and what may be reached. `client` is the address that attempts are counted by.
+
+    With a `refusal` nothing may be done: it is every mutation's answer.
+    """
 
     viewer: Viewer | None
     deps: Deps
     loaders: Loaders
     request_id: str
     client: str
+    refusal: DomainError | None = None
 
     async def concert_total(self, where: ConcertFilter) -> int:
         """How many catalogue entries the filter leaves."""
@@ -38,6 +42,8 @@ class Context:
 Info = strawberry.Info[Context, None]
 
 
-def make_context(deps: Deps, *, viewer: Viewer | None, request_id: str, client: str) -> Context:
+def make_context(
+    deps: Deps, *, viewer: Viewer | None, request_id: str, client: str, refusal: DomainError | None = None
+) -> Context:
     """The context of one operation."""
-    return Context(viewer=viewer, deps=deps, loaders=Loaders(deps), request_id=request_id, client=client)
+    return Context(viewer, deps, Loaders(deps), request_id, client, refusal)

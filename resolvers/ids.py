@@ -5,11 +5,15 @@ a mutation. One of another type names nothing: null in a query, NOT_FOUND in a s
 mutation.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from domain.base import BadUserInput, ConcertId, FieldError, InvalidInput, NotFound, TicketTypeId
+from domain.use_cases.keys import Keyed, refuse
+from domain.user import Viewer
 from resolvers.context import Info
-from schema.common import Kind, decode_id
+from schema.common import Kind, decode_id, given
 
 _NAMES = {
     Kind.CONCERT: "concert",
@@ -30,6 +34,19 @@ def stream_id(text: str, kind: Kind) -> str:
     if raw is None:
         raise NotFound(_NAMES[kind])
     return raw
+
+
+@asynccontextmanager
+async def ids_of(info: Info, viewer: Viewer, mutation: str, input: Keyed) -> AsyncIterator[None]:
+    """Inside, ids are read from a mutation's input; a wrong one is refused as any input is, for good under its key.
+
+    Raises: InvalidInput, NotFound, IdempotencyMismatch.
+    """
+    try:
+        yield
+    except (InvalidInput, NotFound) as refusal:
+        asked = replace(input, idempotency_key=given(input.idempotency_key))  # type: ignore[type-var]
+        await refuse(info.context.deps, viewer.user.id, mutation, asked, refusal)
 
 
 def input_id(text: str, kind: Kind, path: str) -> str:

@@ -26,6 +26,8 @@ def answers_refusals(resolver: Callable[P, Awaitable[R]]) -> Callable[P, Awaitab
         info = kwargs["info"]  # the library passes everything by name
         assert isinstance(info, strawberry.Info)
         try:
+            if info.context.refusal is not None:
+                raise info.context.refusal
             return await resolver(*args, **kwargs)
         except DomainError as error:
             problem = problem_of(error)

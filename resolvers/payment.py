@@ -4,7 +4,7 @@ from domain.base import BookingId
 from domain.use_cases import payment as use_cases
 from resolvers.context import Info
 from resolvers.guards import signed_in
-from resolvers.ids import input_id
+from resolvers.ids import ids_of, input_id
 from resolvers.outcomes import answers_refusals
 from schema.booking import Booking
 from schema.common import Kind, given
@@ -22,8 +22,10 @@ from schema.results import (
 async def pay_booking(info: Info, input: PayBookingInput) -> PayBookingResult:
     """Paid, or where the payment stands."""
     viewer = signed_in(info)
+    async with ids_of(info, viewer, "payBooking", input):
+        booking_id = BookingId(input_id(input.booking_id, Kind.BOOKING, "bookingId"))
     command = use_cases.PayBooking(
-        booking_id=BookingId(input_id(input.booking_id, Kind.BOOKING, "bookingId")),
+        booking_id=booking_id,
         payment_method_id=input.payment_method_id,
         idempotency_key=given(input.idempotency_key),
     )

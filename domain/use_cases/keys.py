@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from hashlib import sha256
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from domain.base import Checker, DomainError, IdempotencyMismatch, UserId
-from domain.ports import KeyScope, WriteUnit
+from domain.ports import Deps, KeyScope, WriteUnit
 
 T = TypeVar("T")
 
@@ -34,6 +34,28 @@ def scope_of(user_id: UserId, mutation: str, command: Keyed) -> KeyScope | None:
         key=command.idempotency_key,
         arguments_hash=sha256(repr(arguments).encode()).hexdigest(),
     )
+
+
+async def refuse(
+    deps: Deps, user_id: UserId, mutation: str, command: Keyed, refusal: DomainError
+) -> NoReturn:
+    """Nothing is done, and that is the outcome of the command's key: for what is refused before any use case.
+
+    Raises: `refusal`, or what the key led to before.
+    """
+    scope = scope_of(user_id, mutation, command)
+    if scope is None:
+        raise refusal
+
+    async def act() -> NoReturn:
+        raise refusal
+
+    async def replay(reference: str) -> NoReturn:
+        raise AssertionError("what is refused again was refused before")
+
+    async with deps.write("refuse") as unit:
+        await once(unit, scope, act=act, reference=str, replay=replay)
+    raise AssertionError("it was refused")
 
 
 async def once(

@@ -124,6 +124,45 @@ async def test_what_was_not_found_stays_so_under_its_key(world: World) -> None:
         assert told([await each.send_other() for each in absent]) == {"IDEMPOTENCY_MISMATCH": 5}
 
 
+@pytest.mark.parametrize(
+    ("wrong_id", "code"),
+    [("zz", "INVALID_INPUT"), (global_id("User"), "NOT_FOUND")],
+    ids=["unreadable", "foreign"],
+)
+async def test_a_wrong_id_stays_wrong_under_its_key(world: World, wrong_id: str, code: str) -> None:
+    """An id that can't be read, and one of another type, are refused as all input is: for good under the key."""
+    concert = await world.admin.register()
+    ann = await world.api.new_buyer()
+    booking = {"bookingId": (await ann.booked(concert))["id"]}
+    of_concert, pay = {"concertId": concert.id}, {"paymentMethodId": "pm_card_visa"}
+    line, capacity = items(concert, 1)[0], {"ticketTypeId": concert.types[0], "capacity": 20}
+    unread = {"ticketTypeId": wrong_id}
+    wrong = [
+        Keyed(world.admin, UPDATE, {"concertId": wrong_id}, of_concert, ""),
+        Keyed(
+            world.admin,
+            UPDATE,
+            of_concert | {"capacities": [capacity | unread]},
+            of_concert | {"capacities": [capacity]},
+            "",
+        ),
+        Keyed(world.admin, CANCEL_CONCERT, {"concertId": wrong_id}, of_concert, ""),
+        Keyed(ann, BOOK, {"concertId": wrong_id, "items": [line]}, of_concert | {"items": [line]}, ""),
+        Keyed(ann, BOOK, of_concert | {"items": [line | unread]}, of_concert | {"items": [line]}, ""),
+        Keyed(ann, PAY, {"bookingId": wrong_id} | pay, booking | pay, ""),
+        Keyed(ann, CANCEL, {"bookingId": wrong_id}, booking, ""),
+    ]
+    refused = [await each.send(f"k{number}") for number, each in enumerate(wrong)]
+    assert told(refused) == {code: 7}
+    async with nothing_changes(world):
+        assert [await each.send(f"k{number}") for number, each in enumerate(wrong)] == refused
+        others = [await each.send_other(f"k{number}") for number, each in enumerate(wrong)]
+        assert told(others) == {"IDEMPOTENCY_MISMATCH": 7}
+    first = wrong[-1]
+    assert (await first.send_other("new"))["__typename"] == "CancelBookingSuccess"
+    assert (await first.send("new"))["code"] == "IDEMPOTENCY_MISMATCH"
+
+
 async def test_a_state_that_refused_once_refuses_again_under_its_key(world: World) -> None:
     """The refusal is kept, and the booking in it is shown as it is now."""
     concert = await world.admin.register()
