@@ -1,15 +1,18 @@
 """Everything the processor may say, against everything that may be true here."""
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
 from domain.base import PaymentId, PaymentStatus
 from domain.booking import HOLDING, Booking, BookingStatus
+from domain.events import RefundRequested
 from domain.payment import OPEN_STATUSES, Intent, IntentStatus, Payment
 from domain.use_cases.settlement import Settled, settle
 from infra.db.unit import Database
-from tests.db_world import a_booking, a_payment, a_sale, an_intent, open_sale, put_booking
+from tests.db_world import a_booking, a_payment, a_sale, an_intent, open_sale
 from tests.paying import Shop
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +33,15 @@ STATES = [
     }.items()
     for payment in sorted(payments, key=lambda status: status.value)
 ]
+# How a booking gets there.
+WAYS = {
+    B.AWAITING_PAYMENT: (B.AWAITING_PAYMENT,),
+    B.PAYMENT_DEFERRED: (B.AWAITING_PAYMENT, B.PAYMENT_DEFERRED),
+    B.PAYMENT_PENDING: (B.AWAITING_PAYMENT, B.PAYMENT_PENDING),
+    B.APPROVED: (B.AWAITING_PAYMENT, B.PAYMENT_PENDING, B.APPROVED),
+    B.CANCELLED: (B.AWAITING_PAYMENT, B.PAYMENT_PENDING, B.CANCELLED),
+    B.EXPIRED: (B.AWAITING_PAYMENT, B.EXPIRED),
+}
 NOT_SETTLED = {P.PROCESSING, P.REQUIRES_ACTION, P.UNKNOWN}
 TOTAL_MINOR = 3_500
 
@@ -60,6 +72,7 @@ WORDS = {
     "succeeded": said(S.SUCCEEDED, charge_id=NEW_CHARGE),
     "partly refunded": said(S.SUCCEEDED, charge_id=NEW_CHARGE, refunded_minor=TOTAL_MINOR - 1),
     "refunded": said(S.SUCCEEDED, charge_id=NEW_CHARGE, refunded_minor=TOTAL_MINOR),
+    "refund failed": said(S.SUCCEEDED, charge_id=NEW_CHARGE, is_refund_failed=True),
     "disputed": said(S.SUCCEEDED, charge_id=NEW_CHARGE, is_disputed=True),
     "canceled": said(S.CANCELED),
 }
@@ -79,6 +92,8 @@ def verdict(
                 payment = P.REFUND_PENDING if lost_to_cancel else P.CAPTURED
             if word.is_back and payment in {P.CAPTURED, P.REFUND_PENDING, P.REFUND_FAILED}:
                 return (B.CANCELLED if booking is B.APPROVED else booking), P.REFUNDED
+            if intent.is_refund_failed and payment is P.REFUNDED:
+                return booking, P.REFUND_FAILED
             return booking, payment
         case S.CANCELED if payment in NOT_SETTLED:
             return back_to, P.VOIDED
@@ -92,28 +107,38 @@ def verdict(
 
 
 async def stands(database: Database, name: str, booking: BookingStatus, payment: PaymentStatus) -> Booking:
-    """A booking, its only attempt and its intent, as they are then; the stock agrees."""
+    """A booking, its only attempt and its intent, as they are then; stock, history and outbox agree."""
     held, sold = int(booking in HOLDING), int(booking is B.APPROVED)
     sale = a_sale(name)
     line = replace(sale.stock[0], held=held, sold=sold)
     await open_sale(database, replace(sale, stock=(line,)))
     is_over = booking in {B.CANCELLED, B.EXPIRED}
+    way = WAYS[booking]
     made = a_booking(
         sale,
         f"b-{name}",
         user=f"u-{name}",
         status=booking,
+        hold_until=sale.starts_at - timedelta(hours=1),
         payment_id=PaymentId(f"p-{name}"),
         payment_status=payment,
         is_final=is_over and payment not in OPEN_STATUSES,
+        version=len(way),
     )
-    await put_booking(database, made)
     async with database.write() as unit:
+        await unit.bookings.add(made)
+        for version, (was, status) in enumerate(pairwise((None, *way)), start=1):
+            assert status is not None
+            step = replace(made, status=status, version=version)
+            await unit.bookings.add_event(step, was=was, stock_version=1)
+            await unit.bookings.raise_my_page_version(made.user_id)
         attempt = a_payment(made, f"p-{name}", status=payment, intent_id=f"pi-{name}")
         await unit.payments.add(attempt)
         await unit.payments.put_intent(
             an_intent(made, f"p-{name}", intent_id=f"pi-{name}", charge_id=OLD_CHARGE)
         )
+        if payment is P.REFUND_PENDING:
+            await unit.outbox.add(RefundRequested(made.id, attempt.id))
         await unit.commit()
     return made
 
