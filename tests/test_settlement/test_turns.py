@@ -86,6 +86,34 @@ async def test_an_attempt_that_was_given_up_takes_nothing_from_the_next(shop: Sh
     assert (now.status, now.payment_status) == (BookingStatus.PAYMENT_PENDING, PaymentStatus.UNKNOWN)
 
 
+@pytest.mark.parametrize("is_bad_method", [False, True])
+async def test_a_booking_cancelled_while_its_attempt_is_refused_becomes_final(
+    shop: Shop, is_bad_method: bool
+) -> None:
+    """The processor charges nothing, and by then the buyer has cancelled: no money may move any more."""
+    booking = await shop.book(await shop.open_sale())
+
+    async def cancel(moment: str, _: BookingId) -> None:
+        if moment == "confirm done":
+            shop.processor.step = _no_step
+            await shop.cancel(booking)
+
+    shop.processor.step = cancel
+    if not is_bad_method:
+        shop.processor.order("confirm", Failure(NotSent("open", retry_after_ms=1), happens=False))
+    with pytest.raises(DomainError):
+        await shop.pay(booking, "pm_none" if is_bad_method else OK)
+    assert await shop.broken() == []
+    await shop.settle_everything()
+    now = await shop.booking(booking.id)
+    assert (now.status, now.payment_status, now.is_final) == (
+        BookingStatus.CANCELLED,
+        PaymentStatus.VOIDED,
+        True,
+    )
+    assert await shop.broken() == []
+
+
 # ---------------------------------------------------------------- taking up an authentication
 @pytest.mark.parametrize("method", [ACTION, OK], ids=["resumed", "another card"])
 async def test_nobody_waits_long_for_a_processor_that_is_silent(shop: Shop, method: str) -> None:

@@ -92,14 +92,19 @@ async def method_refused(deps: Deps, attempt: Payment, scope: KeyScope | None, r
 
 
 async def _void(unit: WriteUnit, attempt: Payment) -> tuple[Booking, list[Payment]]:
-    """The attempt certainly charged nothing."""
+    """The attempt certainly charged nothing, and a booking that was cancelled meanwhile shows it."""
     booking = (await unit.bookings.lock([attempt.booking_id]))[0]
     payments = await unit.payments.of_booking(booking.id)
     current = next(payment for payment in payments if payment.id == attempt.id)
     if current.status is PaymentStatus.PROCESSING:
-        voided = current.becoming(PaymentStatus.VOIDED, await unit.now())
+        now = await unit.now()
+        voided = current.becoming(PaymentStatus.VOIDED, now)
         await unit.payments.save(current, voided)
         payments[payments.index(current)] = voided
+        if not _waits_for(attempt, booking):
+            touched = showing(booking.touched(now), payments)
+            await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
+            booking = touched
     return booking, payments
 
 
