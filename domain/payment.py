@@ -63,7 +63,8 @@ TRANSITIONS: dict[PaymentStatus, frozenset[PaymentStatus]] = {
     PaymentStatus.CAPTURED: frozenset({PaymentStatus.REFUND_PENDING, PaymentStatus.REFUNDED}),
     PaymentStatus.REFUND_PENDING: frozenset({PaymentStatus.REFUNDED, PaymentStatus.REFUND_FAILED}),
     PaymentStatus.REFUND_FAILED: frozenset({PaymentStatus.REFUND_PENDING, PaymentStatus.REFUNDED}),
-    PaymentStatus.REFUNDED: frozenset(),
+    # A bank may send a refund back days after the processor called it through.
+    PaymentStatus.REFUNDED: frozenset({PaymentStatus.REFUND_FAILED}),
 }
 
 
@@ -91,7 +92,7 @@ class Payment:
             status=status,
             decline_code=decline_code,
             captured_at=now if status is PaymentStatus.CAPTURED else self.captured_at,
-            refunded_at=now if status is PaymentStatus.REFUNDED else self.refunded_at,
+            refunded_at=now if status is PaymentStatus.REFUNDED else None,
         )
 
     def as_of(self, status: PaymentStatus, *, decline_code: str | None) -> "Payment":
@@ -130,7 +131,8 @@ class Intent:
 
     `charge_id` is the newest charge, a failed one included: it tells one attempt's decline from an earlier one's.
     `decline_code` is set after a declined confirm. `refunded_minor` counts succeeded and pending refunds;
-    `is_disputed` is true once the cardholder's bank took the money back.
+    `is_disputed` is true once the cardholder's bank took the money back, `is_refund_failed` where a webhook told that
+    a refund came back: only then less refunded than before is a fact, and not an answer from before the refund.
     """
 
     id: str
@@ -143,6 +145,7 @@ class Intent:
     redirect_url: str | None = None
     refunded_minor: int = 0
     is_disputed: bool = False
+    is_refund_failed: bool = False
 
 
 class RefundStatus(Enum):

@@ -1,13 +1,12 @@
-"""The card processor behind the port, through the official `stripe` library; and its webhooks, verified.
+"""The card processor behind the port, through the official `stripe` library.
 
 What an error means for money is decided here and nowhere else (see `_meaning`): nothing was sent, nobody
 knows, or the processor refused.
 """
 
 import asyncio
-import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,7 +32,6 @@ RETRY_AFTER_MS = 1_000
 RETRY_AFTER_MAX_MS = 60_000
 # Above the breaker's bulkhead, so that hanging confirms leave connections to the reconciler.
 MAX_CONNECTIONS = 200
-SIGNATURE_TOLERANCE_S = 300
 
 # Stripe's units per ISO 4217 minor unit, where they differ (Stripe, "Supported currencies": special cases and
 # zero-decimal ones): krona and shilling are still counted in hundredths, the ariary in whole ones.
@@ -47,28 +45,6 @@ _REFUND_STATUSES = {
 }
 
 T = TypeVar("T")
-
-
-class BadWebhook(Exception):
-    """A webhook request that must not be believed; nothing may follow from it."""
-
-
-class BadSignature(BadWebhook):
-    """Nobody who knows a secret signed this body, or it was signed too long ago."""
-
-
-class BadPayload(BadWebhook):
-    """Signed, and still no event."""
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookEvent:
-    """What happened at the processor. Ids are None for what is not about a payment, or not about ours."""
-
-    id: str
-    type: str
-    intent_id: str | None
-    payment_id: PaymentId | None
 
 
 class StripeGateway:
@@ -183,54 +159,6 @@ class StripeGateway:
         if status is None:
             raise OutcomeUnknown(f"a refund came back as {refund.status!r}", is_stored=False)
         return status
-
-
-def verify_webhook(body: bytes, header: str, secrets: Sequence[str]) -> WebhookEvent:
-    """The event in a webhook request, signed with any of `secrets` at most 300 s ago.
-
-    Several secrets make their rotation possible. Raises: BadSignature, BadPayload.
-    """
-    if not any(_is_signed(body, header, secret) for secret in secrets):
-        raise BadSignature("no secret of ours signed this body within the last 300 s")
-    event = _mapping(_parsed(body))
-    identity, kind = _text(event.get("id")), _text(event.get("type"))
-    if identity is None or kind is None:
-        raise BadPayload("an event has an id and a type")
-    subject = _mapping(_mapping(event.get("data")).get("object"))
-    # A charge, a refund and a dispute point at their intent; only the intent is one itself.
-    intent = subject.get("id") if subject.get("object") == "payment_intent" else subject.get("payment_intent")
-    payment_id = _text(_mapping(subject.get("metadata")).get("payment_id"))
-    return WebhookEvent(
-        id=identity,
-        type=kind,
-        intent_id=_text(intent) or _text(_mapping(intent).get("id")),
-        payment_id=None if payment_id is None else PaymentId(payment_id),
-    )
-
-
-def _is_signed(body: bytes, header: str, secret: str) -> bool:
-    try:
-        stripe.WebhookSignature.verify_header(body, header, secret, SIGNATURE_TOLERANCE_S)
-    except (stripe.SignatureVerificationError, TypeError, ValueError):
-        # TypeError: a signature that is not ASCII; ValueError: a body that is not UTF-8.
-        return False
-    return True
-
-
-def _parsed(body: bytes) -> object:
-    try:
-        parsed: object = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadPayload("the body is not JSON") from error
-    return parsed
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 @dataclass(slots=True)

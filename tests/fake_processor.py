@@ -37,7 +37,7 @@ class Entry:
     intent: Intent
     booking_id: BookingId
     amount: Money
-    refunds: int = 0
+    refunds: int = 0  # that were asked for over the API and did not come back
 
     @property
     def is_kept(self) -> bool:
@@ -110,6 +110,12 @@ class FakeProcessor:
         entry = self.entries[intent_id]
         if entry.intent.status is IntentStatus.SUCCEEDED:
             entry.intent = replace(entry.intent, refunded_minor=amount_minor or entry.amount.amount_minor)
+
+    def fail_refund(self, intent_id: str) -> None:
+        """The refund comes back from the bank after it was called through."""
+        entry = self.entries[intent_id]
+        entry.intent = replace(entry.intent, refunded_minor=0)
+        entry.refunds = 0
 
     def dispute(self, intent_id: str) -> None:
         """The cardholder's bank takes the money back."""

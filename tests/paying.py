@@ -78,10 +78,16 @@ class Shop:
         await self.let_hold_pass(*booking_ids)
         return await expire_due(self.deps)
 
-    async def hear(self, webhook_id: str, intent_id: str) -> bool:
+    async def hear(self, webhook_id: str, intent_id: str, *, is_refund_failed: bool = False) -> bool:
         """A webhook of the processor."""
         intent = self.processor.entries[intent_id].intent
-        return await hear_webhook(self.deps, webhook_id, payment_id=intent.payment_id, intent_id=intent_id)
+        return await hear_webhook(
+            self.deps,
+            webhook_id,
+            payment_id=intent.payment_id,
+            intent_id=intent_id,
+            is_refund_failed=is_refund_failed,
+        )
 
     # ------------------------------------------------------------ what the worker does
     async def reconcile(self) -> int:

@@ -135,6 +135,9 @@ async def _succeeded(case: _Case, intent: Intent) -> None:
         PaymentStatus.REFUND_FAILED,
     }:
         await _refunded(case)
+    elif intent.is_refund_failed and not is_back and case.attempt.status is PaymentStatus.REFUNDED:
+        await case.move_attempt(PaymentStatus.REFUND_FAILED)
+        await _record_touched(case)
 
 
 async def _captured(case: _Case) -> None:
@@ -290,7 +293,12 @@ async def close_intent(deps: Deps, event: IntentAbandoned) -> None:
 
 
 async def hear_webhook(
-    deps: Deps, webhook_id: str, *, payment_id: PaymentId | None, intent_id: str | None
+    deps: Deps,
+    webhook_id: str,
+    *,
+    payment_id: PaymentId | None,
+    intent_id: str | None,
+    is_refund_failed: bool = False,
 ) -> bool:
     """What the webhook tells of is true here too; whether it was about one of our bookings.
 
@@ -301,7 +309,9 @@ async def hear_webhook(
         booking_id = await unit.payments.find_booking(payment_id=payment_id, intent_id=intent_id)
     if booking_id is None or intent_id is None:
         return False
-    await settle(deps, booking_id, await deps.gateway.retrieve_intent(intent_id), webhook_id=webhook_id)
+    intent = await deps.gateway.retrieve_intent(intent_id)
+    intent = replace(intent, is_refund_failed=is_refund_failed)
+    await settle(deps, booking_id, intent, webhook_id=webhook_id)
     return True
 
 

@@ -22,8 +22,8 @@ from domain.use_cases.user import authenticate
 from infra.app.composition import Frontrow, composed
 from infra.failpoints import Failpoints
 from infra.graphql_app import GraphQLApp, Limits
-from infra.payment_gateway import BadPayload, BadSignature, verify_webhook
 from infra.settings import Settings, WorkerPlace
+from infra.webhooks import BadPayload, BadSignature, verify_webhook
 from resolvers.context import make_context
 from schema.root import build_schema
 
@@ -198,7 +198,11 @@ async def _webhook(request: Request) -> Response:
         return PlainTextResponse("this is no event\n", 400)
     try:
         is_ours = await hear_webhook(
-            frontrow.deps, event.id, payment_id=event.payment_id, intent_id=event.intent_id
+            frontrow.deps,
+            event.id,
+            payment_id=event.payment_id,
+            intent_id=event.intent_id,
+            is_refund_failed=event.is_refund_failed,
         )
     except (DomainError, GatewayError) as error:
         log.warning("webhook.later", event_id=event.id, type=event.type, error=str(error))

@@ -59,6 +59,7 @@ def build_sandbox(*, state_path: Path | None = None) -> Starlette:
         Route("/_ledger", _ledger, methods=["GET"]),
         Route("/_3ds/{id}", _authentication_page, methods=["GET", "POST"]),
         Route("/_refund/{id}", _outside(refunds.refund_at_processor), methods=["POST"]),
+        Route("/_fail_refund/{id}", _outside(refunds.fail_refund_at_processor), methods=["POST"]),
         Route("/_dispute/{id}", _outside(refunds.dispute_at_processor), methods=["POST"]),
     ]
     return Starlette(

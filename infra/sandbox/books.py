@@ -143,10 +143,11 @@ class Books:
             (charge.id, json.dumps(dataclasses.asdict(charge))),
         )
 
-    def add_refund(self, refund: Refund) -> None:
-        """Add a refund."""
+    def save_refund(self, refund: Refund) -> None:
+        """Add the refund, or replace the one with its id."""
         self._db.execute(
-            "INSERT INTO refund (id, intent_id, body) VALUES (?, ?, ?)",
+            "INSERT INTO refund (id, intent_id, body) VALUES (?, ?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET body = excluded.body",
             (refund.id, refund.intent_id, json.dumps(dataclasses.asdict(refund))),
         )
 

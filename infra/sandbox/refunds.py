@@ -60,6 +60,18 @@ def refund_at_processor(call: Call) -> Reply:
     return _refund(call, _paid_charge(call, find_intent(call)), amount=call.parameters.whole("amount"))
 
 
+def fail_refund_at_processor(call: Call) -> Reply:
+    """The newest refund comes back from the cardholder's bank, days after it was called through."""
+    charge = _paid_charge(call, find_intent(call))
+    refunds = call.books.refunds(charge.intent_id, after=None, limit=1)
+    if not refunds or refunds[0].status != "succeeded":
+        raise Refused(f"Charge {charge.id} has no refund that could fail.")
+    refund = replace(refunds[0], status="failed")
+    call.books.save_refund(refund)
+    call.books.save_charge(replace(charge, amount_refunded=charge.amount_refunded - refund.amount))
+    return Reply(refund_json(refund), events=(Event("refund.failed", refund_json(refund)),))
+
+
 def dispute_at_processor(call: Call) -> Reply:
     """The cardholder's bank takes the money back. Once per charge; asking again changes nothing."""
     charge = _paid_charge(call, find_intent(call))
@@ -105,7 +117,7 @@ def _refund(
         reason=reason,
         metadata=metadata or {},
     )
-    call.books.add_refund(refund)
+    call.books.save_refund(refund)
     if is_failing:
         return Reply(refund_json(refund), events=(Event("refund.failed", refund_json(refund)),))
     charge = replace(charge, amount_refunded=charge.amount_refunded + amount)

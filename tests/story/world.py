@@ -46,6 +46,10 @@ class Processor:
         """A refund made at the processor, not by us."""
         (await self.http.post(f"{self.url}/_refund/{intent_id}")).raise_for_status()
 
+    async def fail_refund(self, intent_id: str) -> None:
+        """The bank sends back a refund that was called through before."""
+        (await self.http.post(f"{self.url}/_fail_refund/{intent_id}")).raise_for_status()
+
 
 @dataclass
 class World:

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from domain.base import PaymentId
-from infra.payment_gateway import BadPayload, BadSignature, WebhookEvent, verify_webhook
 from infra.sandbox.server import serving
 from infra.sandbox.webhooks import signature
+from infra.webhooks import BadPayload, BadSignature, WebhookEvent, verify_webhook
 from tests.test_payment_gateway.conftest import (
     PAYMENT,
     Shop,
@@ -47,11 +47,7 @@ def event(kind: str, **subject: object) -> bytes:
             "p",
         ),
         (event("charge.refunded", id="ch_1", object="charge", payment_intent="pi_1"), "pi_1", None),
-        (
-            event("refund.failed", id="re_1", object="refund", payment_intent="pi_1", metadata={}),
-            "pi_1",
-            None,
-        ),
+        (event("refund.updated", object="refund", payment_intent="pi_1", metadata={}), "pi_1", None),
         (event("charge.dispute.created", id="dp_1", object="dispute", payment_intent="pi_1"), "pi_1", None),
         (event("charge.failed", object="charge", payment_intent={"id": "pi_1"}), "pi_1", None),
         (event("charge.succeeded", object="charge", payment_intent=None, metadata=None), None, None),
@@ -69,6 +65,25 @@ def test_a_webhook_names_the_intent_and_the_payment(
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "status", "is_failed"),
+    [
+        ("refund.failed", "failed", True),
+        ("charge.refund.updated", "failed", True),
+        ("refund.updated", "canceled", True),
+        ("refund.updated", "succeeded", False),
+        ("refund.created", "pending", False),
+        ("refund.updated", ["failed"], False),
+    ],
+)
+def test_a_webhook_tells_of_a_refund_that_failed(kind: str, status: object, is_failed: bool) -> None:
+    """Whatever the event is called, it is the refund's own status that counts."""
+    body = event(kind, object="refund", payment_intent="pi_1", status=status)
+    assert verify_webhook(body, signed(body, "whsec_1"), ["whsec_1"]).is_refund_failed is is_failed
+    of_an_intent = event(kind, id="pi_1", object="payment_intent", status=status)
+    assert not verify_webhook(of_an_intent, signed(of_an_intent, "s"), ["s"]).is_refund_failed
+
+
 def test_either_of_two_secrets_will_do() -> None:
     """While a secret is rotated both are good, on either side."""
     body = event("ping")
@@ -81,7 +96,7 @@ def test_either_of_two_secrets_will_do() -> None:
     [
         (event("ping"), signed(event("ping"), "stolen")),
         (event("ping"), signed(event("pong"), "whsec_1")),
-        (event("ping"), signed(event("ping"), "whsec_1", age_s=310)),
+        (event("ping"), signed(event("ping"), "whsec_1", age_s=302)),
         (event("ping"), ""),
         (event("ping"), "t=,v1="),
         (event("ping"), "nonsense"),

@@ -318,6 +318,23 @@ async def test_an_event_is_sent_again_until_it_is_taken(processor: Processor, in
     assert inbox.requests.empty()
 
 
+async def test_a_refund_comes_back_from_the_bank(processor: Processor, inbox: Inbox) -> None:
+    """It failed after it had succeeded: the charge may be refunded anew, and what was not refunded cannot fail."""
+    intent_id = await processor.paid()
+    assert (await processor.http.post(f"/_fail_refund/{intent_id}")).status_code == 400
+    await processor.post("refunds", payment_intent=intent_id)
+    await processor.control(webhook_url=inbox.url)
+    assert (await processor.http.post(f"/_fail_refund/{intent_id}")).json()["status"] == "failed"
+    body, _ = await asyncio.wait_for(inbox.requests.get(), 10)
+    event = json.loads(body)
+    assert (event["type"], event["data"]["object"]["payment_intent"]) == ("refund.failed", intent_id)
+    assert [entry["amount_refunded"] for entry in await processor.ledger()] == [0]
+    assert (await processor.http.post(f"/_fail_refund/{intent_id}")).status_code == 400
+    assert (await processor.post("refunds", payment_intent=intent_id)).json()["status"] == "succeeded"
+    statuses = [refund["status"] for refund in (await processor.http.get("/v1/refunds")).json()["data"]]
+    assert statuses == ["succeeded", "failed"]
+
+
 async def test_a_dispute_takes_the_charge_back_once(processor: Processor) -> None:
     """The charge is disputed, can't be refunded any more, and an unpaid intent can't be disputed."""
     intent_id = await processor.paid()

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from domain.base import DomainError
@@ -31,7 +31,7 @@ ACTS = (
     "pay", "pay lost charged", "pay lost", "pay declined", "pay action", "pay not sent", "create broke",
     "authenticate", "fail authentication", "cancel", "expire", "rival books", "rival leaves",
     "hear", "hear again", "reconcile", "reconcile lost", "chores", "chores lost", "chores refused",
-    "refund by hand", "dispute", "retry refunds", "cancel concert",
+    "refund by hand", "refund comes back", "dispute", "retry refunds", "cancel concert",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ ACTS = (
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+@example(acts=["pay", "cancel", "chores", "refund comes back"])
 @given(acts=st.lists(st.sampled_from(ACTS), max_size=12))
 async def test_no_order_of_events_breaks_a_promise(shop: Shop, acts: list[str]) -> None:
     """After each step every promise holds; in the end the money is where the booking says, and went back once."""
@@ -138,16 +139,25 @@ class Story:
                     processor.refund_by_hand(intent_id)
                 case "dispute":
                     processor.dispute(intent_id)
-                case "hear" | "hear again":
-                    self.heard += act == "hear"
+                case "refund comes back" if entry.intent.refunded_minor:
+                    processor.fail_refund(intent_id)
+                    await self._hear(intent_id, is_refund_failed=True)
+                case "hear":
+                    await self._hear(intent_id)
+                case "hear again":
                     await self.shop.hear(f"evt-{intent_id}-{self.booking.id}-{self.heard}", intent_id)
+
+    async def _hear(self, intent_id: str, *, is_refund_failed: bool = False) -> None:
+        """A webhook that was not heard before."""
+        self.heard += 1
+        webhook_id = f"evt-{intent_id}-{self.booking.id}-{self.heard}"
+        await self.shop.hear(webhook_id, intent_id, is_refund_failed=is_refund_failed)
 
     async def end(self) -> None:
         """Everything is told and settled."""
         await self.shop.settle_everything()
         for entry in self.shop.processor.of_booking(self.booking.id):
-            self.heard += 1
-            await self.shop.hear(f"evt-{entry.intent.id}-{self.booking.id}-{self.heard}", entry.intent.id)
+            await self._hear(entry.intent.id)
         await retry_failed_refunds(self.shop.deps)
         await self.shop.settle_everything()
         await self._assert_right()
