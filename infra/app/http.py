@@ -91,7 +91,7 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
         build_schema(),
         make_context=partial(make_context, frontrow.deps),
         authenticate=partial(authenticate, frontrow.deps),
-        sessions_alive=frontrow.deps.reads.live_sessions,
+        sessions_alive=frontrow.database.steady_reads.live_sessions,
         metrics=frontrow.metrics,
         limits=Limits(
             max_tokens=settings.max_query_tokens,
@@ -103,6 +103,7 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
             init_timeout_s=settings.socket_init_timeout_s,
             allowed_origins=_socket_origins(settings),
         ),
+            max_in_flight=settings.max_in_flight,
     )
 
 
@@ -163,7 +164,7 @@ async def _readyz(request: Request) -> Response:
         return PlainTextResponse("stopping\n", 503)
     try:
         async with asyncio.timeout(READY_S):
-            await frontrow.deps.reads.now()
+            await frontrow.database.steady_reads.now()
     except (DomainError, TimeoutError):
         return PlainTextResponse("the database does not answer\n", 503)
     return PlainTextResponse("ready\n")

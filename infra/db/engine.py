@@ -47,6 +47,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from domain.base import BadUserInput, DatabaseAway, Overloaded, Unavailable
 from infra.db.tables import UtcDateTime
+from infra.db.turns import Turns
 
 T = TypeVar("T")
 
@@ -60,6 +61,8 @@ class DatabaseLimits:
     catalogue_readers: int = 4
     catalogue_writers: int = 4
     queue_s: float = 25.0
+    # Enough for 600 people who want the same seat at the same moment.
+    queue_max: int = 700
     connect_s: float = 5.0
     statement_s: float = 15.0
     lock_s: float = 10.0
@@ -81,22 +84,38 @@ class TableMissing(Exception):
 
 
 class Pool:
-    """Some connections, and a queue of bounded patience in front of them: first come, first served.
+    """Some connections, and a queue of bounded length and patience in front of them: first come, first served.
 
     One that `gives_up` refuses everybody in the queue once somebody found the tables locked.
     """
 
-    def __init__(self, engine: AsyncEngine, *, size: int, queue_s: float, gives_up: bool = False) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        turns: Turns,
+        *,
+        queue_s: float,
+        queue_max: int | None,
+        gives_up: bool = False,
+    ) -> None:
         self.engine = engine
-        self._gives_up = gives_up
-        # SQLAlchemy's own queue lets newcomers overtake, so that somebody may wait for ever.
-        self._free = asyncio.Semaphore(size)
+        self._turns = turns
+        self._queue = turns.queue(length_max=queue_max)
         self._queue_s = queue_s
+        self._gives_up = gives_up
         self._unavailable_at_s = -math.inf
         # Without a transaction around it one statement costs one round trip instead of three. SQLite's driver
         # can't be told so, and has no round trips.
         options = {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
         self._without_transaction = engine.execution_options(**options)
+
+    def beside(self, *, queue_max: int | None) -> "Pool":
+        """The same connections behind another queue; with None nobody is turned away from it."""
+        return Pool(self.engine, self._turns, queue_s=self._queue_s, queue_max=queue_max)
+
+    def check_room(self) -> None:
+        """Raises: Overloaded where the queue is as long as it may be."""
+        self._queue.check_room()
 
     def transaction(self) -> AbstractAsyncContextManager["Statements"]:
         """Rolled back at the end unless committed. Raises: Overloaded, DatabaseAway."""
@@ -112,7 +131,7 @@ class Pool:
         came_at_s = clock_s()
         try:
             async with asyncio.timeout(self._queue_s):
-                await self._free.acquire()
+                await self._queue.enter()
         except TimeoutError as error:
             raise Overloaded from error
         try:
@@ -130,7 +149,7 @@ class Pool:
                 self._unavailable_at_s = clock_s()
             raise
         finally:
-            self._free.release()
+            self._queue.leave()
 
 
 class Statements:

@@ -25,7 +25,7 @@ class WriteSideSource:
     def __init__(
         self, database: Database, *, sales_per_batch: int = 500, buyers_per_batch: int = 200
     ) -> None:
-        self._readers: Pool = database.readers
+        self._readers: Pool = database.steady_readers
         self._sales_per_batch = sales_per_batch
         self._buyers_per_batch = buyers_per_batch
 

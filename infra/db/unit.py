@@ -26,7 +26,14 @@ from infra.db.outbox import OutboxQueue, SqlOutbox
 from infra.db.payments import SqlPaymentStore
 from infra.db.reads import SqlReads
 from infra.db.sales import SqlSaleStore
+from infra.db.turns import Turns
 from infra.db.users import SqlUserStore
+
+# Who begins something waits in a queue of bounded length, payers in another than everybody else, so that neither rush
+# starves the other. What was begun before and what the worker does waits in a third and is never turned away: money
+# may have moved, seats must come back.
+_BUYERS = frozenset({"book", "cancel", "sign_up", "log_in.find", "log_in", "log_out"})
+_PAYERS = frozenset({"pay.begin", "webhook.find"})
 
 
 class SqlWriteUnit:
@@ -83,15 +90,14 @@ class Database:
         self._on_end = on_end
         self._catalogue_lock_s = limits.catalogue_lock_s if has_catalogue else None
         self.pools = _pools(url, limits)
-        (
-            self.writers,
-            self._catalogue_writers,
-            self.readers,
-            catalogue_readers,
-            self.patient_readers,
-        ) = self.pools
-        self.reads = SqlReads(self.readers, catalogue=catalogue_readers if has_catalogue else None)
-        self.outbox = OutboxQueue(self.writers)
+        self.writers, self._organisers, self.readers, catalogue_readers, self.patient_readers = self.pools
+        self.payers = self.writers.beside(queue_max=limits.queue_max)
+        self.steady_writers = self.writers.beside(queue_max=None)
+        self.steady_readers = self.readers.beside(queue_max=None)
+        catalogue = catalogue_readers if has_catalogue else None
+        self.reads = SqlReads(self.readers, catalogue=catalogue)
+        self.steady_reads = SqlReads(self.steady_readers, catalogue=catalogue)
+        self.outbox = OutboxQueue(self.steady_writers)
 
     @asynccontextmanager
     async def write(
@@ -99,9 +105,10 @@ class Database:
     ) -> AsyncIterator[SqlWriteUnit]:
         """A transaction that may write, rolled back unless committed.
 
-        Raises: Overloaded, DatabaseAway; Unavailable where others found the catalogue locked.
+        Raises: Overloaded, at once where its queue is full; DatabaseAway; Unavailable where others found the
+        catalogue locked.
         """
-        async with self._writing(module) as statements:
+        async with self._writing(name, module) as statements:
             opened_at_s = time.perf_counter()
             try:
                 yield SqlWriteUnit(
@@ -111,17 +118,22 @@ class Database:
                 self._on_end(name, time.perf_counter() - opened_at_s)
 
     @asynccontextmanager
-    async def _writing(self, module: str) -> AsyncIterator[Statements]:
+    async def _writing(self, name: str, module: str) -> AsyncIterator[Statements]:
         if module != "concert":
-            async with self.writers.transaction() as statements:
+            async with self._writers_of(name).transaction() as statements:
                 yield statements
             return
         async with AsyncExitStack() as stack:
             try:
-                statements = await stack.enter_async_context(self._catalogue_writers.transaction())
+                statements = await stack.enter_async_context(self._organisers.transaction())
             except LockTimeout as error:
                 raise Unavailable(module) from error
             yield statements
+
+    def _writers_of(self, name: str) -> Pool:
+        if name in _PAYERS:
+            return self.payers
+        return self.writers if name in _BUYERS else self.steady_writers
 
     async def close(self) -> None:
         """Nothing of it is open any more."""
@@ -131,10 +143,18 @@ class Database:
 
 def _pools(url: str, limits: DatabaseLimits) -> tuple[Pool, Pool, Pool, Pool, Pool]:
     """Writers, readers, and both of the catalogue's; and readers of everything."""
+
+    def pool(engine: AsyncEngine, size: int) -> Pool:
+        return Pool(engine, Turns(size), queue_s=limits.queue_s, queue_max=limits.queue_max)
+
+    def catalogue_pool(engine: AsyncEngine, size: int) -> Pool:
+        # Long enough to hear that the tables are locked, if they are.
+        queue_s = max(limits.queue_s, 5 * limits.catalogue_lock_s)
+        return Pool(engine, Turns(size), queue_s=queue_s, queue_max=limits.queue_max, gives_up=True)
+
     if is_sqlite(url):
-        writers = Pool(sqlite_engine(url, limits, writes=True), size=1, queue_s=limits.queue_s)
-        reading = sqlite_engine(url, limits, writes=False)
-        readers = Pool(reading, size=limits.readers, queue_s=limits.queue_s)
+        writers = pool(sqlite_engine(url, limits, writes=True), 1)
+        readers = pool(sqlite_engine(url, limits, writes=False), limits.readers)
         # SQLite can't lock one table, and has no time-outs for statements.
         return writers, writers, readers, readers, readers
     writing = postgres_engine(url, limits, size=limits.writers)
@@ -143,19 +163,12 @@ def _pools(url: str, limits: DatabaseLimits) -> tuple[Pool, Pool, Pool, Pool, Po
     catalogue = postgres_engine(url, limits, size=limits.catalogue_readers, lock_s=limits.catalogue_lock_s)
     patience = replace(limits, statement_s=limits.patient_statement_s)
     patient = postgres_engine(url, patience, size=1, isolation="REPEATABLE READ")
-    # Long enough to hear that the tables are locked, if they are.
-    catalogue_queue_s = max(limits.queue_s, 5 * limits.catalogue_lock_s)
     return (
-        Pool(writing, size=limits.writers, queue_s=limits.queue_s),
-        Pool(organising, size=limits.catalogue_writers, queue_s=catalogue_queue_s, gives_up=True),
-        Pool(_read_only(reading), size=limits.readers, queue_s=limits.queue_s),
-        Pool(
-            _read_only(catalogue),
-            size=limits.catalogue_readers,
-            queue_s=catalogue_queue_s,
-            gives_up=True,
-        ),
-        Pool(_read_only(patient), size=1, queue_s=limits.queue_s),
+        pool(writing, limits.writers),
+        catalogue_pool(organising, limits.catalogue_writers),
+        pool(_read_only(reading), limits.readers),
+        catalogue_pool(_read_only(catalogue), limits.catalogue_readers),
+        pool(_read_only(patient), 1),
     )
 
 
