@@ -13,7 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route, WebSocketRoute
 
-from domain.base import InvalidInput, NotFound, SessionId, UserId
+from domain.base import InvalidInput, NotFound, Overloaded, SessionId, UserId
 from domain.user import Session, User, UserRole, Viewer
 from infra.graphql_app import GraphQLApp, Limits
 from infra.socket_protocol import SocketProtocol
@@ -204,7 +204,9 @@ async def _wait(stage: Stage, what: str) -> str:
 def toy_app(stage: Stage, limits: Limits | None = None, metrics: Metrics | None = None) -> GraphQLApp:
     """The real endpoint over the toy."""
 
-    def make_context(*, viewer: Viewer | None, request_id: str, client: str) -> ToyContext:
+    def make_context(
+        *, viewer: Viewer | None, request_id: str, client: str, refusal: Overloaded | None
+    ) -> ToyContext:
         return ToyContext(viewer, request_id, client, stage)
 
     return GraphQLApp(

@@ -93,6 +93,11 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
         authenticate=partial(authenticate, frontrow.deps),
         sessions_alive=frontrow.database.steady_reads.live_sessions,
         metrics=frontrow.metrics,
+        rooms={
+            "bookConcert": frontrow.database.writers.check_room,
+            "cancelBooking": frontrow.database.writers.check_room,
+            "payBooking": frontrow.database.payers.check_room,
+        },
         limits=Limits(
             max_tokens=settings.max_query_tokens,
             max_depth=settings.max_query_depth,

@@ -11,7 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from strawberry.http.websocket_origin import is_same_origin, normalize_allowed_origins, normalize_origin
 
 from infra.graphql_app.limits import Limits
-from infra.graphql_app.operations import Authenticate, MakeContext, Operations
+from infra.graphql_app.operations import Authenticate, MakeContext, Operations, Rooms
 from infra.graphql_app.over_http import HttpEndpoint
 from infra.graphql_app.over_socket import PROTOCOL, RESTART, TRY_LATER, WRONG_SUBPROTOCOL, Socket
 from infra.graphql_app.sessions import SessionsAlive, SessionWatch
@@ -36,12 +36,18 @@ class GraphQLApp:
         authenticate: Authenticate,
         sessions_alive: SessionsAlive,
         metrics: Metrics,
+        rooms: Rooms | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._limits = limits or Limits()
         self._metrics = metrics
         self._operations = Operations(
-            schema, make_context=make_context, authenticate=authenticate, limits=self._limits, metrics=metrics
+            schema,
+            make_context=make_context,
+            authenticate=authenticate,
+            rooms=rooms or {},
+            limits=self._limits,
+            metrics=metrics,
         )
         self._http = HttpEndpoint(self._operations, self._limits)
         self._sessions = SessionWatch(sessions_alive, self._limits)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from domain.base import Overloaded
 from domain.user import Unauthenticated, Viewer
 from infra.auth import bearer_token
 
@@ -14,11 +15,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, from where, and under which id the logs know it."""
+    """Who asks, from where, and under which id the logs know it. With a refusal nobody asked who it is."""
 
     viewer: Viewer | None
     request_id: str
     client: str
+    refusal: Overloaded | None = None
 
 
 def request_id_of(connection: HTTPConnection) -> str:

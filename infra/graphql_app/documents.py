@@ -46,6 +46,8 @@ class Operation:
     document: DocumentNode
     kind: OperationType
     name: str | None
+    # The only root field's; None where there are several, or it is not spelled out.
+    field: str | None
 
 
 class InvalidDocument(Exception):
@@ -80,9 +82,8 @@ class Documents:
         if checked.errors:
             raise InvalidDocument(checked.errors)
         chosen = _choose(checked.document, request.operation_name)
-        return Operation(
-            query, checked.document, chosen.operation, chosen.name.value if chosen.name else None
-        )
+        name = chosen.name.value if chosen.name else None
+        return Operation(query, checked.document, chosen.operation, name, _only_field(chosen))
 
     def _query(self, request: OperationRequest) -> str:
         if request.query is None:
@@ -124,6 +125,11 @@ def _choose(document: DocumentNode, name: str | None) -> OperationDefinitionNode
     if len(operations) != 1:
         raise BadUserInput("Name one of the document's operations in `operationName`.")
     return operations[0]
+
+
+def _only_field(operation: OperationDefinitionNode) -> str | None:
+    fields = operation.selection_set.selections
+    return fields[0].name.value if len(fields) == 1 and isinstance(fields[0], FieldNode) else None
 
 
 class _Size:

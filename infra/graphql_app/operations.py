@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,13 +22,22 @@ from infra.graphql_app.requests import OperationRequest
 from infra.telemetry import Metrics
 
 Authenticate = Callable[[str], Awaitable[Viewer | None]]
+# By mutation: raises Overloaded where what it needs has no room for one more to wait.
+Rooms = Mapping[str, Callable[[], None]]
+
+
+# How long a refusal is repeated, and how many different ones.
+REFUSAL_S = 0.2
+REFUSALS_MAX = 100
 
 
 class MakeContext(Protocol):
     """Makes what resolvers are given: a fresh one for every operation."""
 
-    def __call__(self, *, viewer: Viewer | None, request_id: str, client: str) -> object:
-        """The context, with loaders of its own."""
+    def __call__(
+        self, *, viewer: Viewer | None, request_id: str, client: str, refusal: Overloaded | None
+    ) -> object:
+        """The context, with loaders of its own. With a refusal that is all that a mutation answers."""
         ...
 
 
@@ -67,6 +76,7 @@ class Operations:
         *,
         make_context: MakeContext,
         authenticate: Authenticate,
+        rooms: Rooms,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
@@ -74,10 +84,12 @@ class Operations:
         self._documents = Documents(schema._schema, limits)
         self._make_context = make_context
         self._authenticate = authenticate
+        self._rooms = rooms
         self._limits = limits
         self._metrics = metrics
         self._in_flight = 0
         self._unwatched: set[asyncio.Task[Result]] = set()
+        self._refusals: dict[tuple[str, str | None], tuple[float, Result]] = {}
 
     async def viewer_of(self, token: str | None) -> Viewer | None:
         """Who holds the token; nobody without one. Raises: Unauthenticated where it is unknown or ended."""
@@ -115,6 +127,37 @@ class Operations:
         finally:
             self._in_flight -= 1
 
+    def no_room_for(self, operation: Operation) -> Overloaded | None:
+        """The refusal, where there is no room; known before the database is asked who the caller is.
+
+        An answer that says no must cost little, or under a rush nothing else is answered.
+        """
+        check_room = self._rooms.get(operation.field or "")
+        if check_room is not None and operation.kind is OperationType.MUTATION:
+            try:
+                check_room()
+            except Overloaded as refusal:
+                return refusal
+        return None
+
+    async def refuse(self, operation: Operation, request: OperationRequest, caller: Caller) -> Result:
+        """What the operation answers to the caller's refusal.
+
+        Under a rush this is most of what is answered, so for a moment the same operation is told the same.
+        """
+        asked = (operation.query, operation.name)
+        now_s = asyncio.get_running_loop().time()
+        until_s, known = self._refusals.get(asked, (0.0, None))
+        if known is not None and now_s < until_s:
+            self._metrics.graphql_operations.labels(type=operation.kind.value, code=known.code).inc()
+            return known
+        result = await self.run(operation, request, caller)
+        if "@" not in operation.query:  # a directive may ask for other fields with other variables
+            if len(self._refusals) >= REFUSALS_MAX:
+                self._refusals.clear()
+            self._refusals[asked] = (now_s + REFUSAL_S, result)
+        return result
+
     async def run(self, operation: Operation, request: OperationRequest, caller: Caller) -> Result:
         """The one answer of a query or mutation, within the time limit.
 
@@ -149,7 +192,10 @@ class Operations:
                 operation.query,
                 variable_values=request.variables,
                 context_value=self._make_context(
-                    viewer=caller.viewer, request_id=caller.request_id, client=caller.client
+                    viewer=caller.viewer,
+                    request_id=caller.request_id,
+                    client=caller.client,
+                    refusal=caller.refusal,
                 ),
                 operation_name=operation.name,
                 operation_extensions={_OPERATION: operation},

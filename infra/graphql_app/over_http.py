@@ -17,10 +17,12 @@ from strawberry.http.ides import get_graphql_ide_html
 
 from domain.base import BadUserInput, Overloaded
 from infra.graphql_app.caller import Caller, client_of, request_id_of, token_of
+from infra.graphql_app.documents import Operation
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.media import JSON, RESPONSE_JSON, accepts_html, negotiate, parse_media_type
 from infra.graphql_app.operations import Operations, Result
 from infra.graphql_app.requests import OperationRequest, decode_json, read_request
+from infra.graphql_app.turnstile import Turnstile
 
 # What a refusal's code is as a status, for clients that accept RESPONSE_JSON; any other is 400.
 _STATUS = {"UNAUTHENTICATED": 401, "FORBIDDEN": 403, "INTERNAL": 500, "UNAVAILABLE": 503, "RETRYABLE": 503}
@@ -42,9 +44,11 @@ class HttpEndpoint:
         self._operations = operations
         self._limits = limits
         self._graphiql = get_graphql_ide_html()
+        self._turnstile = Turnstile()
 
     async def respond(self, request: Request) -> Response:
         """The response. Its X-Request-Id stands on every log line and in every error, too."""
+        await self._turnstile.passed()
         request_id = request_id_of(request)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             if _is_browser(request):
@@ -73,9 +77,14 @@ class HttpEndpoint:
         asked = await self._read(request)
         try:
             with self._operations.admitted():
+                operation = self._operations.find(asked, request_id=request_id)
+                if isinstance(operation, Operation):
+                    no_room = self._operations.no_room_for(operation)
+                    if no_room is not None and request.method == "POST":
+                        caller = Caller(None, request_id, client_of(request), no_room)
+                        return await self._operations.refuse(operation, asked, caller)
                 async with asyncio.timeout(self._limits.request_timeout_s):
                     viewer = await self._operations.viewer_of(token_of(request))
-                operation = self._operations.find(asked, request_id=request_id)
                 if isinstance(operation, Result):
                     return operation
                 _check_kind(operation.kind, request.method)
