@@ -24,6 +24,7 @@ from tests.deaf import TEXT, deaf_client
 from tests.faults.buyers import OverHttp, RecordedBuyer
 from tests.faults.checker import Evidence, assert_healthy
 from tests.faults.history import History, Mark, Outcome, Recording
+from tests.faults.proxy import Proxy, running_proxy
 from tests.faults.reading import opening_of, read_final, sampled, until_quiet
 from tests.faults.streams import recorded_booking, recorded_count, up_to_date
 from tests.servers import PostgresServer, ValkeyServer, running_postgres, running_valkey
@@ -49,6 +50,7 @@ class Rush:
 
     world: World
     valkey: ValkeyServer
+    cable: Proxy
     database: Database
     concert_id: str
     ticket_type_id: str
@@ -112,6 +114,14 @@ async def half_open(rush: Rush) -> None:
     rush.valkey.resume()
 
 
+async def unplugged(rush: Rush) -> None:
+    """Nothing comes through, to connections new and old, and all of it arrives when nobody waits for it."""
+    rush.cable.swallow()
+    await until(lambda: _is_connected(rush), lambda is_connected: not is_connected)
+    await rush.goes_on()
+    rush.cable.let_through()
+
+
 async def standing_still(rush: Rush) -> None:
     """A pause that is over before anybody gives up."""
     rush.valkey.pause()
@@ -139,7 +149,7 @@ async def _is_connected(rush: Rush) -> bool:
     return rush.world.frontrow.stream.is_connected
 
 
-@pytest.mark.parametrize("fault", [killed, half_open, standing_still, emptied, cut_off])
+@pytest.mark.parametrize("fault", [killed, half_open, unplugged, standing_still, emptied, cut_off])
 async def test_streams_have_no_hole_whatever_befalls_redis(
     fault: Fault, valkey: ValkeyServer, postgres_database_url: str, tmp_path: Path
 ) -> None:
@@ -156,16 +166,21 @@ async def a_rush(
     database_url: str, valkey: ValkeyServer, tmp_path: Path
 ) -> AsyncIterator[tuple[Rush, AsyncExitStack]]:
     """It goes on until the block ends; then all that was told is judged."""
-    settings = Settings(
-        database_url=database_url, redis_url=valkey.url, redis_heartbeat_s=HEARTBEAT_S, demo=False
-    )
-    async with running_world(settings) as world, AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        cable = await stack.enter_async_context(running_proxy(valkey.port))
+        settings = Settings(
+            database_url=database_url,
+            redis_url=f"redis://127.0.0.1:{cable.port}/0",
+            redis_heartbeat_s=HEARTBEAT_S,
+            demo=False,
+        )
+        world = await stack.enter_async_context(running_world(settings))
         concert = await world.admin.register(
             ticketTypes=[ticket_type(capacity=10_000)], maxTicketsPerUser=1_000
         )
         database = Database(database_url)
         stack.push_async_callback(database.close)
-        rush = Rush(world, valkey, database, raw(concert.id), raw(concert.types[0]))
+        rush = Rush(world, valkey, cable, database, raw(concert.id), raw(concert.types[0]))
         rush.history.openings.append(await opening_of(database, rush.concert_id))
         samples = await stack.enter_async_context(sampled(database_url, [rush.concert_id]))
         people = [await world.api.new_buyer() for _ in range(PEOPLE)]
