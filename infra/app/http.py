@@ -103,12 +103,12 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
             max_depth=settings.max_query_depth,
             max_aliases=settings.max_query_aliases,
             max_body_bytes=settings.max_body_bytes,
+            max_in_flight=settings.max_in_flight,
             max_sockets=settings.max_sockets,
             max_subscriptions_per_socket=settings.max_subscriptions_per_socket,
             init_timeout_s=settings.socket_init_timeout_s,
             allowed_origins=_socket_origins(settings),
         ),
-            max_in_flight=settings.max_in_flight,
     )
 
 

@@ -154,12 +154,12 @@ class StorageSettings(_Group):
     """Connections of each process for writing, and as many for reading."""
     db_pool_wait_s: float = Field(default=25, ge=0.1, le=60)
     """Wait for a free connection at most, seconds."""
+    db_pool_queue_max: int = Field(default=700, ge=1, le=100_000)
+    """Requests that wait for one at most, in each queue (bookings, payments, reads); one more is `OVERLOADED`."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis or Valkey: `redis://...`. Empty: in memory, one process."""
     redis_heartbeat_s: float = Field(default=2, ge=0.1, le=60)
     """How often the pub/sub connection is tested, seconds."""
-    db_pool_queue_max: int = Field(default=700, ge=1, le=100_000)
-    """Requests that wait for one at most, in each queue (bookings, payments, reads); one more is `OVERLOADED`."""
 
 
 class SellingSettings(_Group):
@@ -224,12 +224,12 @@ class LimitSettings(_Group):
 
     max_body_bytes: int = Field(default=102_400, ge=1_024, le=10_485_760)
     """Body of a request, message of a socket, bytes."""
+    max_in_flight: int = Field(default=4_000, ge=1, le=1_000_000)
+    """Requests at once, per process. More than all queues hold, so that none of them can take every place."""
     max_query_depth: int = Field(default=12, ge=3, le=100)
     """Nesting of a GraphQL operation."""
     max_query_tokens: int = Field(default=2_000, ge=50, le=100_000)
     """Tokens of a GraphQL document."""
-    max_in_flight: int = Field(default=4_000, ge=1, le=1_000_000)
-    """Requests at once, per process. More than all queues hold, so that none of them can take every place."""
     max_query_aliases: int = Field(default=30, ge=1, le=1_000)
     """Aliases in a GraphQL document."""
     max_sockets: int = Field(default=20_000, ge=1, le=1_000_000)
