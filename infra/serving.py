@@ -23,6 +23,7 @@ from uvicorn.supervisors import Multiprocess
 
 from infra import demo
 from infra.app import build_app, composed, drain
+from infra.db.durability import unsafe_settings
 from infra.db.migrations import is_migrated, migrate
 from infra.failpoints import Failpoints
 from infra.sandbox import running_sandbox
@@ -90,6 +91,7 @@ def serve(
 async def work(settings: Settings, *, failpoints: Failpoints | None = None) -> None:
     """Do a worker's work until told to stop. Raises: CannotStart."""
     await prepare_database(settings)
+    await _check_durability(settings)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -130,8 +132,24 @@ async def prepare_database(settings: Settings) -> None:
         raise CannotStart("The database's tables are missing or of another version. Run: frontrow migrate")
 
 
+async def _check_durability(settings: Settings) -> None:
+    """The database keeps what it answers, or nobody minds. Raises: CannotStart.
+
+    Only who takes bookings and money is kept from starting: a server that is not safe can be looked at.
+    """
+    if settings.is_sqlite or settings.allow_unsafe_database:
+        return
+    if off := await unsafe_settings(settings.database_url):
+        found = " and ".join(f"{name} = off" for name in off)
+        raise CannotStart(
+            f"PostgreSQL runs with {found}: what was booked and paid can be gone when its machine fails. "
+            "Switch it on, or set FRONTROW_ALLOW_UNSAFE_DATABASE=1 where that does no harm."
+        )
+
+
 async def _prepare(settings: Settings, *, without: frozenset[str]) -> None:
     await prepare_database(settings)
+    await _check_durability(settings)
     if settings.demo and "concert" not in without:
         async with composed(settings) as frontrow:
             await demo.fill_empty(frontrow.deps, say=partial(click.echo, err=True))

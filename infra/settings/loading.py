@@ -136,6 +136,8 @@ def _broken_process_rules(settings: Settings, command: Command, *, workers: int)
 def _broken_production_rules(settings: Settings) -> Iterator[Refusal]:
     if settings.demo:
         yield Refusal("FRONTROW_DEMO", "demo concerts are not for production: set 0 or leave it out")
+    if settings.allow_unsafe_database:
+        yield Refusal("FRONTROW_ALLOW_UNSAFE_DATABASE", "loses what was sold and paid: set 0 or leave it out")
     if settings.stripe_api_key is None:
         yield Refusal(
             "FRONTROW_STRIPE_API_KEY", "is missing, and production refuses the sandbox: set a live key"

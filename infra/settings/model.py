@@ -150,6 +150,8 @@ class StorageSettings(_Group):
 
     database_url: DatabaseUrl = Field(default="sqlite+aiosqlite:///./frontrow.db", repr=False)
     """SQLite file or `postgresql+asyncpg://...`."""
+    allow_unsafe_database: bool = False
+    """Start on a PostgreSQL that may lose what it answered: fsync, full_page_writes or synchronous_commit off."""
     db_pool_size: int = Field(default=10, ge=1, le=500)
     """Connections of each process for writing, and as many for reading."""
     db_pool_wait_s: float = Field(default=25, ge=0.1, le=60)

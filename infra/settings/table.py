@@ -30,6 +30,8 @@ def settings_table() -> str:
 def _table_row(name: str, field: FieldInfo) -> str:
     if field.default_factory:
         default = "by `FRONTROW_ENV`"
+    elif isinstance(field.default, bool):
+        default = f"`{field.default:d}`"
     else:
         default = "empty" if field.default in (None, ()) else f"`{field.default}`"
     return f"| `{variable(name)}` | {default} | {_allowed(field)} | {field.description} |"

@@ -247,7 +247,7 @@ def _child(order: Json, reading: int) -> None:
         for point, action in order["armed"].items():
             failpoints.arm(point, Action(action))
         threading.Thread(target=_obey, args=(number, reading, reports, failpoints), daemon=True).start()
-        settings = Settings(**order["settings"])
+        settings = Settings(**({"allow_unsafe_database": True} | order["settings"]))
         configure_logging(settings)
         if order["role"] == "worker":
             asyncio.run(serving.work(settings, failpoints=failpoints))
