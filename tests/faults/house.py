@@ -4,14 +4,14 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
-from sqlalchemy import text
 
+from domain.base import DomainError
 from domain.use_cases.user import SignUp, create_admin
 from infra.app import composed
 from infra.db.unit import Database
@@ -21,7 +21,10 @@ from infra.settings import Settings
 from tests.client import PASSWORD, Api, Json
 from tests.db_world import run_sql
 from tests.faults.fork_server import Child, ForkServer
+from tests.faults.reading import until_quiet
 from tests.story.world import WEBHOOK_SECRET, Processor
+
+T = TypeVar("T")
 
 ADMIN = "admin@example.org"
 PATIENCE_S = 60.0
@@ -80,10 +83,14 @@ class House:
             await asyncio.sleep(0.005)
 
     async def bring_forward(self) -> None:
-        """Half a minute passes for whatever waits."""
+        """Half a minute passes for whatever waits and is not being worked on."""
         for column in BROUGHT_FORWARD:
             table, name = column.split(".")
-            await run_sql(self.database, f"UPDATE {table} SET {name} = {name} - INTERVAL '31 s'")
+            free = f"SELECT ctid FROM {table} FOR UPDATE SKIP LOCKED"
+            await run_sql(
+                self.database,
+                f"UPDATE {table} SET {name} = {name} - INTERVAL '31 s' WHERE ctid = ANY(ARRAY({free}))",
+            )
 
     async def let_holds_pass(self, booking_ids: list[str]) -> None:
         """Their time to pay is over."""
@@ -94,18 +101,16 @@ class House:
         )
 
     async def until_quiet(self) -> None:
-        """Nothing waits: every event is told and no payment is open that could still be settled."""
-        await until_true(self._is_quiet, between=self.bring_forward)
-
-    async def _is_quiet(self) -> bool:
-        async with self.database.readers.transaction() as statements:
-            (row,) = await statements.rows(
-                text(
-                    "SELECT (SELECT count(*) FROM outbox),"
-                    " (SELECT count(*) FROM payments WHERE status IN ('PROCESSING', 'UNKNOWN', 'REFUND_PENDING'))"
-                )
-            )
-        return (row[0], row[1]) == (0, 0)
+        """Nothing waits to be told, settled or refunded. Raises: TimeoutError with what still does."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                await until_quiet(self.database, patience_s=1.0)
+                return
+            except TimeoutError:
+                if time.monotonic() > deadline_s:
+                    raise
+            await self.bring_forward()
 
 
 async def until_true(
@@ -124,18 +129,27 @@ async def until_true(
         await asyncio.sleep(0.02)
 
 
+async def insist(ask: Callable[[], Awaitable[T]]) -> T:
+    """What it answers once it does: for what belongs to the test itself, not to the people in it."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await ask()
+        except (httpx.TransportError, DomainError, AssertionError, KeyError, ValueError):
+            if time.monotonic() > deadline_s:
+                raise
+        await asyncio.sleep(0.05)
+
+
 @asynccontextmanager
 async def running_house(
     server: ForkServer, *, database_url: str, redis_url: str, log: Path, **facts: Any
 ) -> AsyncIterator[House]:
     """The house with an admin in it, kept alive until the block ends."""
-    reservation = socket.socket()
-    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reservation.bind(("127.0.0.1", 0))
-    port: int = reservation.getsockname()[1]
     async with (
         httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=600)) as http,
         running_sandbox("127.0.0.1", 0) as processor_url,
+        _reserved_port() as port,
     ):
         settings: Json = {
             "database_url": database_url,
@@ -156,14 +170,23 @@ async def running_house(
             webhook_url=f"http://127.0.0.1:{port}/webhooks/stripe", webhook_secret=WEBHOOK_SECRET
         )
         house = House(settings, port, server, processor, database, http, log)
-        with closing(reservation):
-            await house.start()
-            keeping = asyncio.create_task(house.keep_alive())
-            try:
-                yield house
-            finally:
-                keeping.cancel()
-                await asyncio.wait([keeping])
-                house.child.kill()
-                await house.child.ends()
-                await database.close()
+        await house.start()
+        keeping = asyncio.create_task(house.keep_alive())
+        try:
+            yield house
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+            house.child.kill()
+            await house.child.ends()
+            await database.close()
+
+
+@asynccontextmanager
+async def _reserved_port() -> AsyncIterator[int]:
+    """A port of loopback that nobody else is given: a process that is started again keeps its address."""
+    with socket.socket() as reservation:
+        # On Linux a second socket with this option, as servers set it, may listen on the port all the same.
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("127.0.0.1", 0))
+        yield reservation.getsockname()[1]
