@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import click
 import httpx
@@ -19,12 +18,12 @@ import uvicorn
 from pydantic import SecretStr
 from sqlalchemy import make_url
 from starlette.applications import Starlette
-from uvicorn.supervisors import Multiprocess
 
 from infra import demo
-from infra.app import build_app, composed, drain
+from infra.app import build_app, composed
 from infra.db.durability import unsafe_settings
 from infra.db.migrations import is_migrated, migrate
+from infra.draining import Processes, drained_at_sigterm
 from infra.failpoints import Failpoints
 from infra.sandbox import running_sandbox
 from infra.settings import Settings
@@ -34,8 +33,6 @@ from infra.telemetry import configure_logging
 BACKLOG = 2_048
 # Longer than clients and load balancers keep an idle connection, so that none is closed under a new request.
 KEEP_ALIVE_S = 75
-# Open sockets are closed over this long when the process stops, or their clients would all come back at once.
-SPREAD_S = 5.0
 # A sandbox that `serve` starts answers within this, or something is wrong.
 SANDBOX_START_S = 10
 
@@ -56,7 +53,10 @@ def serve(
     """Serve until told to stop. Raises: CannotStart."""
     with (
         _listen(host, port) as listener,
-        _processor(settings, webhook_url=f"{_address(host, listener)}/webhooks/stripe") as complete,
+        _processor(
+            _reachable(settings, _address(host, listener)),
+            webhook_url=f"{_address(host, listener)}/webhooks/stripe",
+        ) as complete,
     ):
         asyncio.run(_prepare(complete, without=without))
         config = uvicorn.Config(
@@ -85,7 +85,7 @@ def serve(
         if workers == 1:
             uvicorn.Server(config).run(sockets=[listener])
         else:
-            Multiprocess(config, sockets=[listener]).run()
+            Processes(config, sockets=[listener]).run()
 
 
 async def work(settings: Settings, *, failpoints: Failpoints | None = None) -> None:
@@ -165,41 +165,11 @@ def _app_of_process(
     @asynccontextmanager
     async def drained_lifespan(app: Starlette) -> AsyncIterator[None]:
         async with lifespan(app):
-            with _drained_at_sigterm(app):
+            with drained_at_sigterm(app, for_s=settings.shutdown_drain_s):
                 yield
 
     app.router.lifespan_context = drained_lifespan
     return app
-
-
-@contextmanager
-def _drained_at_sigterm(app: Starlette) -> Iterator[None]:
-    """The server hears of SIGTERM only once open sockets were closed; a second signal reaches it at once.
-
-    uvicorn closes all sockets in one moment and has no hook before that.
-    """
-    loop = asyncio.get_running_loop()
-    stop_server = signal.getsignal(signal.SIGTERM)
-    draining: list[asyncio.Task[None]] = []
-
-    async def drain_and_stop() -> None:
-        await drain(app, over_s=SPREAD_S)
-        if callable(stop_server):
-            stop_server(signal.SIGTERM, None)
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        if draining and callable(stop_server):
-            stop_server(number, frame)
-        else:
-            loop.call_soon_threadsafe(lambda: draining.append(loop.create_task(drain_and_stop())))
-
-    signal.signal(signal.SIGTERM, hear)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, stop_server)
-        for task in draining:
-            task.cancel()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -224,6 +194,13 @@ def _cannot_listen(host: str, port: int, error: OSError) -> CannotStart:
 def _address(host: str, listener: socket.socket) -> str:
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _reachable(settings: Settings, address: str) -> Settings:
+    """Who says nothing else is reached where this process listens: a bank's page must lead back to it."""
+    if "public_url" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"public_url": address})
 
 
 @contextmanager

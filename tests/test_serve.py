@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.client import Api, Concert
 from tests.servers import running_valkey
 from tests.shell import PATIENCE_S, Shell
 
@@ -54,6 +55,20 @@ def test_without_demo_nothing_is_put_there(sqlite_shell: Shell) -> None:
         assert posted(url, {"query": "{ concerts { totalCount } }"})["concerts"]["totalCount"] == 0
         assert served.ends() == 0
     assert not any("password" in line for line in served.said), served.said
+
+
+@pytest.mark.anyio
+async def test_a_bank_leads_back_to_where_it_serves(sqlite_shell: Shell) -> None:
+    """On whatever port that is, where no setting says otherwise."""
+    with sqlite_shell.running("serve", "--port", "0", payment_timeout_ms="20000") as served:
+        url = served.hears(r"(http://127\.0\.0\.1:\d+)/graphql")[1]
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5), timeout=30) as http:
+            buyer = await Api(url, http).new_buyer()
+            query = "{ concerts(first: 1) { edges { node { id ticketTypes { id } } } } }"
+            node = (await buyer.ask(query))["edges"][0]["node"]
+            booked = await buyer.booked(Concert(node["id"], [node["ticketTypes"][0]["id"]]))
+            asked = await buyer.pay(booked["id"], "pm_card_authenticationRequired")
+            assert f"{url}?payment_intent=" in (await http.get(asked["redirectUrl"])).text
 
 
 def test_the_sandbox_runs_alone() -> None:

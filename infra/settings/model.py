@@ -136,13 +136,17 @@ class RunSettings(_Group):
     demo: bool = Field(default_factory=lambda fields: fields["env"] is Environment.DEVELOPMENT)
     """Demo concerts and an admin on an empty database. 1 in development, 0 in production."""
     public_url: HttpUrl = "http://127.0.0.1:8000"
-    """Where people reach Frontrow from outside."""
+    """Where people reach Frontrow from outside; unset it is where `serve` listens."""
     allowed_origins: Origins = ()
     """Origins of web pages that may call, separated by commas. Empty: any in development, else its own."""
     log_level: LogLevel = LogLevel.INFO
     """The least severe message that is logged."""
     shutdown_grace_s: int = Field(default=10, ge=1, le=300)
     """What open requests are given at the end, seconds."""
+    shutdown_drain_s: float = Field(
+        default_factory=lambda fields: 5.0 if fields["env"] is Environment.PRODUCTION else 0.5, ge=0, le=300
+    )
+    """Before that: not ready and still answering, while load balancers notice. 5 s in production, else 0.5."""
 
 
 class StorageSettings(_Group):
@@ -190,12 +194,12 @@ class PaymentSettings(_Group):
     """An attempt whose outcome is unknown and that is still unconfirmed is cancelled after this, seconds."""
     payment_max_in_flight: int = Field(default=100, ge=1, le=10_000)
     """Calls to the processor at once, per process."""
-    breaker_fail_max: int = Field(default=5, ge=1, le=1_000)
-    """Failures in a row that open the circuit breaker."""
     worker_calls_max_in_flight: int = Field(default=10, ge=1, le=1_000)
     """Refunds, cancelled intents and looks at open payments at once, per worker; people who pay don't count."""
     worker_calls_per_s: float = Field(default=20, ge=0.1, le=10_000)
     """The same per second and worker. Stripe allows an account 25 refunds a second, and 100 calls in all."""
+    breaker_fail_max: int = Field(default=5, ge=1, le=1_000)
+    """Failures in a row that open the circuit breaker."""
     breaker_window: int = Field(default=20, ge=1, le=10_000)
     """Last calls over which the share of failures counts."""
     breaker_fail_rate: float = Field(default=0.5, gt=0, le=1)
