@@ -60,7 +60,13 @@ def serve(
     ):
         asyncio.run(_prepare(complete, without=without))
         config = uvicorn.Config(
-            partial(_app_of_process, complete, without=without, failpoints=failpoints),
+            partial(
+                _app_of_process,
+                complete,
+                without=without,
+                failpoints=failpoints,
+                owns_listener=workers == 1,
+            ),
             factory=True,
             log_config=None,
             access_log=False,
@@ -85,7 +91,7 @@ def serve(
         if workers == 1:
             uvicorn.Server(config).run(sockets=[listener])
         else:
-            Processes(config, sockets=[listener]).run()
+            Processes(config, sockets=[listener], drain_s=complete.shutdown_drain_s).run()
 
 
 async def work(settings: Settings, *, failpoints: Failpoints | None = None) -> None:
@@ -156,7 +162,7 @@ async def _prepare(settings: Settings, *, without: frozenset[str]) -> None:
 
 
 def _app_of_process(
-    settings: Settings, *, without: frozenset[str], failpoints: Failpoints | None
+    settings: Settings, *, without: frozenset[str], failpoints: Failpoints | None, owns_listener: bool
 ) -> Starlette:
     configure_logging(settings)
     app = build_app(settings, without=without, failpoints=failpoints)
@@ -165,7 +171,7 @@ def _app_of_process(
     @asynccontextmanager
     async def drained_lifespan(app: Starlette) -> AsyncIterator[None]:
         async with lifespan(app):
-            with drained_at_sigterm(app, for_s=settings.shutdown_drain_s):
+            with drained_at_sigterm(app, for_s=settings.shutdown_drain_s, owns_listener=owns_listener):
                 yield
 
     app.router.lifespan_context = drained_lifespan

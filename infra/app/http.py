@@ -80,7 +80,7 @@ def build_app(
 
 
 async def drain(app: Starlette, *, over_s: float) -> None:
-    """Not ready any more, so that nothing new is sent here; open sockets are closed, requests go on."""
+    """Not ready any more, so that nothing new is sent here; open sockets are closed, requests are still answered."""
     app.state.is_stopping = True
     await app.state.graphql.end_sockets(over_s=over_s)
 
@@ -148,6 +148,9 @@ class _CountRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if scope["app"].state.is_stopping:
+                    # On a connection that is kept the next request might come just as it is closed.
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         try:
