@@ -160,9 +160,7 @@ class Metrics:
             ),
             refunds_failed=gauge("refunds_failed", "Refunds that are REFUND_FAILED and need a person."),
             refunds_open=gauge("refunds_open", "Refunds that are pending or failed."),
-            bookings_to_cancel=gauge(
-                "bookings_to_cancel", "Bookings of cancelled concerts that are still to be cancelled."
-            ),
+            bookings_to_cancel=gauge("bookings_to_cancel", "Live bookings of cancelled concerts."),
             subscribers=gauge("subscribers", "Open subscriptions."),
             open_sockets=gauge("open_sockets", "Open websockets."),
             event_stream_connected=gauge(
