@@ -18,7 +18,7 @@ from domain.events import Event
 from domain.payment import OutcomeUnknown
 from domain.ports import Deps
 from domain.reactions import react
-from infra.db.engine import TableMissing
+from infra.db.errors import TableMissing
 from infra.db.source import WriteSideSource
 from infra.db.tables import outbox
 from infra.db.unit import Database

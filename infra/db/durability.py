@@ -4,7 +4,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from infra.db.engine import DatabaseLimits, port_errors
+from infra.db.engine import DatabaseLimits
+from infra.db.errors import port_errors
 
 # Off, each of them loses commits that were answered, or whole tables, when the machine or the server dies
 # (PostgreSQL documentation, section 19.5.1).

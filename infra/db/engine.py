@@ -7,20 +7,16 @@ starve another.
 
 import asyncio
 import math
-import sqlite3
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
-    AsyncExitStack,
     asynccontextmanager,
-    contextmanager,
     suppress,
 )
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-import asyncpg
 from sqlalchemy import (
     ARRAY,
     Column,
@@ -45,7 +41,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from domain.base import BadUserInput, DatabaseAway, Overloaded, Unavailable
+from domain.base import Overloaded, Unavailable
+from infra.db.errors import LockTimeout, catalogue_errors, port_errors
 from infra.db.tables import UtcDateTime
 from infra.db.turns import Turns
 
@@ -73,14 +70,6 @@ class DatabaseLimits:
 
 # Values by the names of columns and of bound parameters; several rows for an INSERT.
 Parameters = Mapping[str, object] | Sequence[Mapping[str, object]] | None
-
-
-class LockTimeout(DatabaseAway):
-    """A lock, or the whole statement, took too long."""
-
-
-class TableMissing(Exception):
-    """A table is not there, or not ours to read."""
 
 
 class Pool:
@@ -138,9 +127,7 @@ class Pool:
             if came_at_s <= self._unavailable_at_s:
                 # What somebody found locked while this one waited is not waited for once more.
                 raise LockTimeout
-            async with AsyncExitStack() as stack:
-                with port_errors():
-                    connection = await stack.enter_async_context(engine.connect())
+            async with _lent(engine) as connection:
                 statements = Statements(connection)
                 await statements.begin()
                 yield statements
@@ -150,6 +137,26 @@ class Pool:
             raise
         finally:
             self._queue.leave()
+
+
+@asynccontextmanager
+async def _lent(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection, given back in the end; what it has not committed by then is rolled back."""
+    with port_errors():
+        connection = await engine.connect()
+    try:
+        yield connection
+    finally:
+        # To its end, or whoever is cancelled meanwhile leaves the pool a connection short.
+        await asyncio.shield(asyncio.ensure_future(_give_back(connection)))
+
+
+async def _give_back(connection: AsyncConnection) -> None:
+    try:
+        await connection.close()
+    except (exc.DBAPIError, OSError):
+        # It is lost, and its transaction with it. What was read or committed is known: nobody needs to hear of this.
+        return
 
 
 class Statements:
@@ -342,58 +349,3 @@ def postgres_engine(
 
     event.listen(engine.sync_engine, "checkout", check_out)
     return engine
-
-
-# ---------------------------------------------------------------- errors
-# SQLSTATE classes (PostgreSQL documentation, appendix A): connection, rollback, resources, operator, system.
-_AWAY_CLASSES = frozenset({"08", "40", "53", "57", "58"})
-# 25006: a primary that became a standby. 25P03: it stood still for too long inside a transaction.
-_AWAY_STATES = frozenset({"25006", "25P03"})
-_TIMEOUT_STATES = frozenset({"55P03", "57014"})
-_MISSING_STATES = frozenset({"42P01", "42501"})  # undefined_table, insufficient_privilege
-_BAD_TEXT_STATE = "22021"  # character_not_in_repertoire: NUL
-_UNSTORABLE = "A text contains NUL or half a surrogate pair."
-_SQLITE_AWAY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")
-
-
-@contextmanager
-def port_errors() -> Iterator[None]:
-    """Turn what the library raises into what the ports promise; a programmer's mistake stays what it is."""
-    try:
-        yield
-    except exc.DBAPIError as error:
-        meaning = _meaning(error)
-        if meaning is None:
-            raise
-        raise meaning from error
-    except exc.TimeoutError as error:
-        raise Overloaded from error
-    except OSError as error:
-        raise DatabaseAway from error
-    except UnicodeEncodeError as error:
-        raise BadUserInput(_UNSTORABLE) from error
-
-
-@contextmanager
-def catalogue_errors() -> Iterator[None]:
-    """Turn a table that is locked or gone into Unavailable."""
-    try:
-        yield
-    except (LockTimeout, TableMissing) as error:
-        raise Unavailable("concert") from error
-
-
-def _meaning(error: exc.DBAPIError) -> Exception | None:
-    if isinstance(error.orig, sqlite3.Error):
-        name = getattr(error.orig, "sqlite_errorname", "")
-        if name.startswith(_SQLITE_AWAY) or error.connection_invalidated:
-            return DatabaseAway()
-        return TableMissing(str(error.orig)) if str(error.orig).startswith("no such table") else None
-    state = getattr(error.orig, "sqlstate", None) or ""
-    if state == _BAD_TEXT_STATE or isinstance(getattr(error.orig, "__cause__", None), asyncpg.DataError):
-        return BadUserInput(_UNSTORABLE)
-    if state in _TIMEOUT_STATES:
-        return LockTimeout()
-    if error.connection_invalidated or state[:2] in _AWAY_CLASSES or state in _AWAY_STATES:
-        return DatabaseAway()
-    return TableMissing(str(error.orig)) if state in _MISSING_STATES else None

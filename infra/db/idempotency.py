@@ -7,7 +7,8 @@ from sqlalchemy import ColumnElement, delete, select, tuple_, update
 from domain.base import DomainError, InProgress
 from domain.ports import KeyScope, StoredOutcome
 from infra.codec import decode_refusal, encode_refusal
-from infra.db.engine import LockTimeout, Statements
+from infra.db.engine import Statements
+from infra.db.errors import LockTimeout
 from infra.db.tables import idempotency_keys
 
 # How long an outcome is kept (contract, "retry").

@@ -14,13 +14,13 @@ from infra.db.bookings import SqlBookingStore
 from infra.db.concerts import SqlConcertStore
 from infra.db.engine import (
     DatabaseLimits,
-    LockTimeout,
     Pool,
     Statements,
     is_sqlite,
     postgres_engine,
     sqlite_engine,
 )
+from infra.db.errors import LockTimeout
 from infra.db.idempotency import SqlIdempotencyStore
 from infra.db.outbox import OutboxQueue, SqlOutbox
 from infra.db.payments import SqlPaymentStore

@@ -62,6 +62,25 @@ async def test_a_lost_reply_to_commit_is_told_as_retryable_and_books_once(
         assert await _seats(world, concert) == (9, 1, 0)
 
 
+async def test_a_connection_lost_after_the_answer_is_known_is_nobodys_business(
+    postgres_database_url: str, redis_url: str
+) -> None:
+    """What was read stands, and the pool has as many connections afterwards as before."""
+    async with world_behind(postgres_database_url, redis_url, worker="off", db_pool_size=2) as parts:
+        world, to_database, _ = parts
+        concert = await world.admin.register()
+        concert_id = ConcertId(raw(concert.id))
+        database = world.frontrow.database
+        for _ in range(5):
+            to_database.cut_reply_to(b"ROLLBACK;")
+            async with database.write("look") as unit:
+                sale = await unit.sales.get(concert_id)
+            assert sale is not None and sale.stock[0].available == 10
+        assert to_database.cut_count == 5
+        async with database.write("one") as one, database.write("two") as two:
+            assert await one.sales.get(concert_id) == await two.sales.get(concert_id) == sale
+
+
 async def test_connections_reset_in_a_rush_sell_no_seat_twice(
     postgres_database_url: str, redis_url: str
 ) -> None:

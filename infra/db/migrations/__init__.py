@@ -14,7 +14,8 @@ from sqlalchemy import Connection, inspect, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from infra.db.engine import DatabaseLimits, is_sqlite, port_errors, postgres_engine, sqlite_engine
+from infra.db.engine import DatabaseLimits, is_sqlite, postgres_engine, sqlite_engine
+from infra.db.errors import port_errors
 
 # A migration may have to wait for running transactions, and may work on every row.
 PATIENT = DatabaseLimits(statement_s=86_400.0, lock_s=60.0)
