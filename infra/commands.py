@@ -1,10 +1,11 @@
 """What the command line does besides serving: migrate, create an admin, verify, rebuild, retry refunds."""
 
+import asyncio
 from collections.abc import Callable
 
 from domain.use_cases.settlement import retry_failed_refunds
 from domain.use_cases.user import SignUp, create_admin
-from infra.app import composed
+from infra.app import Frontrow, composed
 from infra.db.invariants import broken
 from infra.db.migrations import migrate
 from infra.read_model import GenerationLost, Progress, differences, rebuild, redis_read_model
@@ -33,25 +34,52 @@ async def create_admin_account(settings: Settings, *, email: str, name: str, pas
 
 
 async def verify(settings: Settings, *, say: Say) -> int:
-    """How many promises are broken; each is said."""
+    """How many promises are broken; each is said.
+
+    The database is asked while the read model is compared: one keeps PostgreSQL busy, the other this process.
+    """
     await prepare_database(settings)
-    count = 0
     async with composed(settings) as frontrow:
-        async for line in broken(frontrow.database, progress=say):
-            say(f"BROKEN {line}")
-            count += 1
-        if settings.redis_url is not None:
-            say("Checking: the read model equals the database (let writes stop first)")
-            async with redis_read_model(settings.redis_url, read_limit_s=PATIENCE_S) as read_model:
-                try:
-                    async for line in differences(read_model, frontrow.source):
-                        say(f"BROKEN read model: {line}")
-                        count += 1
-                except ConnectionError as error:
-                    raise CannotStart(
-                        f"Redis does not answer, so its read model was not compared: {error}"
-                    ) from error
+        checks = [
+            asyncio.create_task(_broken_promises(frontrow, say=say)),
+            asyncio.create_task(_read_model_differences(frontrow, say=say)),
+        ]
+        try:
+            counts = await asyncio.gather(*checks)
+        finally:
+            for check in checks:
+                check.cancel()
+            await asyncio.wait(checks)
+    count = sum(counts)
     say("Every promise holds." if count == 0 else f"{count} promises are broken.")
+    return count
+
+
+async def _broken_promises(frontrow: Frontrow, *, say: Say) -> int:
+    count = 0
+    async for line in broken(frontrow.database, progress=say):
+        say(f"BROKEN {line}")
+        count += 1
+    return count
+
+
+async def _read_model_differences(frontrow: Frontrow, *, say: Say) -> int:
+    """Raises: CannotStart where Redis does not answer."""
+    redis_url = frontrow.settings.redis_url
+    if redis_url is None:
+        return 0
+    say("Checking: the read model equals the database (let writes stop first)")
+    count = 0
+    async with redis_read_model(redis_url, read_limit_s=PATIENCE_S) as read_model:
+        try:
+            async for line in differences(read_model, frontrow.source):
+                say(f"BROKEN read model: {line}")
+                count += 1
+        except ConnectionError as error:
+            raise CannotStart(
+                f"Redis does not answer, so its read model was not compared: {error}"
+            ) from error
+    say("Compared: the read model")
     return count
 
 

@@ -15,6 +15,7 @@ from domain.my_page import MyBooking, my_page_key
 from infra.db.source import WriteSideSource
 from infra.db.tables import bookings
 from infra.db.unit import Database
+from infra.read_model.generation import booking_key
 from tests.db_world import (
     NOW,
     a_booking,
@@ -221,17 +222,17 @@ async def test_my_changes_are_the_unfinished_or_the_recent(database: Database) -
 
 
 async def test_source_hands_out_everything_once(database: Database) -> None:
-    """Every sale, and every buyer with version and rows, in batches of any size."""
+    """Every sale, and every buyer with version and bookings, in batches of any size."""
     rows = await a_buyers_world(database)
     source = WriteSideSource(database, sales_per_batch=1, buyers_per_batch=1)
     sales = [[sale.concert_id for sale in batch] async for batch in source.sales()]
     assert sales == [["c1"], ["c2"]]
     buyers = [buyer async for batch in source.buyers() for buyer in batch]
-    assert [(buyer.user_id, buyer.version, len(buyer.rows)) for buyer in buyers] == [
+    assert [(buyer.user_id, buyer.version, len(buyer.bookings)) for buyer in buyers] == [
         ("ada", 5, 5),
         ("eve", 1, 1),
     ]
-    assert sorted(buyers[0].rows, key=my_page_key, reverse=True) == rows
+    assert sorted(buyers[0].bookings, key=booking_key, reverse=True) == [row.booking for row in rows]
 
 
 async def test_reader_sees_one_moment_and_writes_nothing(database: Database) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, func, select, update
 
-from domain.base import BookingId, ConcertId, Money, PaymentId, PaymentStatus, TicketTypeId, UserId
+from domain.base import BookingId, ConcertId, Money, PaymentStatus, UserId
 from domain.booking import LIVE, PAYABLE, Booking, BookingItem, BookingStatus
 from infra.db.engine import Statements
 from infra.db.tables import among, booking_events, booking_items, bookings, buyers, sales
@@ -180,34 +180,56 @@ async def items_of(
 
 
 def booking_from(row: Row[*tuple[Any, ...]], items: Sequence[Row[*tuple[Any, ...]]]) -> Booking:
-    """The booking in a row of `bookings` and its rows of `booking_items`."""
+    """The booking in a row that begins as those of `bookings` do, and its rows of `booking_items`.
+
+    Both are taken apart in the order of their tables' columns: asked by name, a row needs 0.3 us for each of them,
+    and with a page of bookings that was half of all the work.
+    """
+    (
+        booking_id,
+        user_id,
+        concert_id,
+        status,
+        is_final,
+        _,
+        total_minor,
+        currency,
+        _,
+        hold_until,
+        is_extended,
+        is_graced,
+        retry_pay_at,
+        payment_id,
+        payment_status,
+        decline_code,
+        version,
+        created_at,
+        updated_at,
+    ) = row[: len(bookings.c)]
     return Booking(
-        id=BookingId(row.id),
-        user_id=UserId(row.user_id),
-        concert_id=ConcertId(row.concert_id),
-        items=tuple(
-            BookingItem(
-                ticket_type_id=TicketTypeId(item.ticket_type_id),
-                name=item.name,
-                quantity=item.quantity,
-                unit_price=Money(item.unit_price_minor, row.currency),
-            )
-            for item in items
-        ),
-        total=Money(row.total_minor, row.currency),
-        status=BookingStatus(row.status),
-        is_final=row.is_final,
-        hold_until=row.hold_until,
-        is_extended=row.is_extended,
-        is_graced=row.is_graced,
-        retry_pay_at=row.retry_pay_at,
-        payment_id=None if row.payment_id is None else PaymentId(row.payment_id),
-        payment_status=None if row.payment_status is None else PaymentStatus(row.payment_status),
-        decline_code=row.decline_code,
-        version=row.version,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
+        id=booking_id,
+        user_id=user_id,
+        concert_id=concert_id,
+        items=tuple([_item_from(item, currency) for item in items]),
+        total=Money(total_minor, currency),
+        status=BookingStatus(status),
+        is_final=is_final,
+        hold_until=hold_until,
+        is_extended=is_extended,
+        is_graced=is_graced,
+        retry_pay_at=retry_pay_at,
+        payment_id=payment_id,
+        payment_status=None if payment_status is None else PaymentStatus(payment_status),
+        decline_code=decline_code,
+        version=version,
+        created_at=created_at,
+        updated_at=updated_at,
     )
+
+
+def _item_from(row: Row[*tuple[Any, ...]], currency: str) -> BookingItem:
+    _, _, ticket_type_id, name, quantity, unit_price_minor = row
+    return BookingItem(ticket_type_id, name, quantity, Money(unit_price_minor, currency))
 
 
 def _changing(booking: Booking) -> dict[str, object]:

@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from sqlalchemy import select
 
 from domain.base import UserId
-from domain.booking import Sale
-from domain.my_page import MyBooking
+from domain.booking import Booking, Sale
+from infra.db.bookings import with_items
 from infra.db.engine import Pool
-from infra.db.reads import MY_BOOKINGS, my_bookings_from
 from infra.db.sales import SALES_WITH_STOCK, sales_from
 from infra.db.tables import bookings, buyers, sales
 from infra.db.unit import Database
@@ -59,13 +58,15 @@ class WriteSideSource:
                     .limit(self._buyers_per_batch)
                 )
                 ids = [row.user_id for row in some]
-                rows = await statements.rows(MY_BOOKINGS.where(statements.one_of(bookings.c.user_id, ids)))
-                found = await my_bookings_from(statements, rows)
+                rows = await statements.rows(
+                    select(bookings).where(statements.one_of(bookings.c.user_id, ids))
+                )
+                found = await with_items(statements, rows)
             if not some:
                 return
-            owned: defaultdict[str, list[MyBooking]] = defaultdict(list)
-            for my_booking in found:
-                owned[my_booking.booking.user_id].append(my_booking)
+            owned: defaultdict[str, list[Booking]] = defaultdict(list)
+            for booking in found:
+                owned[booking.user_id].append(booking)
             yield [
                 BuyerSnapshot(UserId(row.user_id), row.my_page_version, owned[row.user_id]) for row in some
             ]

@@ -1,12 +1,20 @@
 """What a read model is filled with, and the doors through which a rebuild fills it."""
 
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from domain.base import ConcertId, PageKey, UserId
 from domain.booking import Booking, BookingChanged, ConcertFacts, Sale, SaleChanged
-from domain.my_page import MyBooking
 from domain.ports import ReadModel
 
 _Versioned = TypeVar("_Versioned", Sale, ConcertFacts, Booking)
@@ -14,11 +22,11 @@ _Versioned = TypeVar("_Versioned", Sale, ConcertFacts, Booking)
 
 @dataclass(frozen=True, slots=True)
 class BuyerSnapshot:
-    """All of one buyer in one consistent snapshot. `version` counts their changes; rows in any order."""
+    """All of one buyer in one consistent snapshot. `version` counts their changes; bookings in any order."""
 
     user_id: UserId
     version: int
-    rows: Sequence[MyBooking]
+    bookings: Sequence[Booking]
 
 
 class Source(Protocol):
@@ -78,6 +86,14 @@ class RebuildableReadModel(ReadModel, Protocol):
         """A new, empty generation; None while somebody else fills one."""
         ...
 
+    async def facts(self, ids: Collection[ConcertId]) -> Mapping[ConcertId, ConcertFacts] | None:
+        """Facts by concert, of those that are here; None where it is not complete."""
+        ...
+
+    async def unlike(self, buyers: Sequence[BuyerSnapshot]) -> Sequence[BuyerSnapshot] | None:
+        """Those of whom it may hold anything else; None where it is not complete. One round trip."""
+        ...
+
     def concert_ids(self) -> AsyncIterator[ConcertId]:
         """Every concert it holds, perhaps more than once."""
         ...
@@ -120,14 +136,10 @@ def batch_of_sales(sales: Sequence[Sale]) -> Batch:
 
 
 def batches_of_buyers(buyers: Sequence[BuyerSnapshot], *, rows_max: int) -> Iterator[Batch]:
-    """The buyers, with at most `rows_max` rows in each batch."""
-    rows = [row for buyer in buyers for row in buyer.rows]
-    for start in range(0, len(rows), rows_max):
-        part = rows[start : start + rows_max]
-        yield Batch(
-            facts=_newest([row.facts for row in part], lambda fact: fact.concert_id),
-            bookings=[row.booking for row in part],
-        )
+    """The buyers, with at most `rows_max` bookings in each batch. The sales have brought the facts."""
+    bookings = [booking for buyer in buyers for booking in buyer.bookings]
+    for start in range(0, len(bookings), rows_max):
+        yield Batch(bookings=bookings[start : start + rows_max])
     yield Batch(versions=[(buyer.user_id, buyer.version) for buyer in buyers])
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from domain.base import BookingId, ConcertId, Page, PageKey, PageQuery, UserId
 from domain.booking import Booking, BookingChanged, BookingStatus, ConcertFacts, Sale, SaleChanged
 from domain.my_page import MyBooking, MyPageView
-from infra.read_model.generation import Batch, Generation, batch_of_events, booking_key
+from infra.read_model.generation import Batch, BuyerSnapshot, Generation, batch_of_events, booking_key
 
 
 class MemoryReadModel:
@@ -48,6 +48,16 @@ class MemoryReadModel:
             return None
         self._building = _Content()
         return _MemoryGeneration(self, self._building)
+
+    async def facts(self, ids: Collection[ConcertId]) -> Mapping[ConcertId, ConcertFacts] | None:
+        """Facts by concert, of those that are here."""
+        if self._current is None:
+            return None
+        return {i: self._current.facts[i] for i in ids if i in self._current.facts}
+
+    async def unlike(self, buyers: Sequence[BuyerSnapshot]) -> Sequence[BuyerSnapshot] | None:
+        """All of them: nothing is saved by looking twice."""
+        return None if self._current is None else buyers
 
     async def concert_ids(self) -> AsyncIterator[ConcertId]:
         """Every concert it holds."""
@@ -131,7 +141,8 @@ class _Content:
 
     def page(
         self, user_id: UserId, query: PageQuery, statuses: frozenset[BookingStatus] | None
-    ) -> MyPageView:
+    ) -> MyPageView | None:
+        """None where a concert's facts have not come yet: read the database."""
         buyer = self.buyers.get(user_id, _Buyer())
         chosen = [buyer.keys.get(status, []) for status in (BookingStatus if statuses is None else statuses)]
         candidates: list[PageKey] = []
@@ -140,6 +151,8 @@ class _Content:
             candidates += keys[max(0, end - query.limit - 1) : end]
         candidates.sort(reverse=True)
         bookings = [buyer.bookings[BookingId(key[1])] for key in candidates[: query.limit]]
+        if any(booking.concert_id not in self.facts for booking in bookings):
+            return None
         rows = tuple(MyBooking(booking, self.facts[booking.concert_id]) for booking in bookings)
         page = Page(rows, has_next=len(candidates) > query.limit, has_previous=query.after is not None)
         return MyPageView(buyer.version, page, total=sum(map(len, chosen)))

@@ -4,6 +4,7 @@ import secrets
 from asyncio import Semaphore, timeout
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from hashlib import sha1
 from typing import Any, TypeVar
 
 import orjson
@@ -18,7 +19,14 @@ from domain.booking import Booking, BookingChanged, BookingStatus, ConcertFacts,
 from domain.my_page import MyBooking, MyPageView
 from infra import codec
 from infra.read_model import scripts
-from infra.read_model.generation import Batch, Generation, GenerationLost, batch_of_events, booking_key
+from infra.read_model.generation import (
+    Batch,
+    BuyerSnapshot,
+    Generation,
+    GenerationLost,
+    batch_of_events,
+    booking_key,
+)
 
 READ_LIMIT_S = 0.3
 WRITE_LIMIT_S = 1.0
@@ -71,11 +79,20 @@ class RedisReadModel:
 
     async def sales(self, ids: Collection[ConcertId]) -> Mapping[ConcertId, Sale] | None:
         """Live counts by concert, of those that are here. One round trip."""
-        docs = await self._reading.run(scripts.READ_SALES, *ids)
+        return await self._docs(Sale, "sales", ids)
+
+    async def facts(self, ids: Collection[ConcertId]) -> Mapping[ConcertId, ConcertFacts] | None:
+        """Facts by concert, of those that are here. One round trip."""
+        return await self._docs(ConcertFacts, "facts", ids)
+
+    async def _docs(
+        self, kind: type[_T], name: str, ids: Collection[ConcertId]
+    ) -> Mapping[ConcertId, _T] | None:
+        docs = await self._reading.run(scripts.READ_DOCS, name, *ids)
         if docs is None:
             return None
         try:
-            return {i: _decode(Sale, doc) for i, doc in zip(ids, docs, strict=True) if doc is not None}
+            return {i: _decode(kind, doc) for i, doc in zip(ids, docs, strict=True) if doc is not None}
         except _Unreadable:
             return None
 
@@ -109,6 +126,14 @@ class RedisReadModel:
         if not await self._writing.run(scripts.BEGIN, token, _LEASE_MS):
             return None
         return _RedisGeneration(self._writing, token)
+
+    async def unlike(self, buyers: Sequence[BuyerSnapshot]) -> Sequence[BuyerSnapshot] | None:
+        """Those of whom it may hold anything else, told by a digest: documents are too many to fetch them all."""
+        ids = [buyer.user_id for buyer in buyers]
+        digests = await self._reading.run(scripts.DIGESTS, len(_STATUSES), *_STATUSES, *ids)
+        if digests is None:
+            return None
+        return [buyer for buyer, held in zip(buyers, digests, strict=True) if held != _digest(buyer)]
 
     async def concert_ids(self) -> AsyncIterator[ConcertId]:
         """Every concert it holds, perhaps more than once."""
@@ -178,6 +203,7 @@ class _Bounded:
 
 
 _LEASE_MS = int(LEASE_S * 1_000)
+_STATUSES = tuple(status.value for status in BookingStatus)
 
 
 class _Unreadable(Exception):
@@ -198,6 +224,22 @@ def _encode(value: Sale | ConcertFacts | Booking, *head: str | int) -> str:
     return " ".join(map(str, head)) + "\n" + codec.encode(value).decode()
 
 
+def _encode_booking(booking: Booking) -> str:
+    return _encode(booking, booking.version, booking.status.value, booking.concert_id)
+
+
+def _digest(buyer: BuyerSnapshot) -> bytes:
+    """What `scripts.DIGESTS` answers where the same is held."""
+    held = [str(buyer.version), str(len(buyer.bookings))]
+    for status in BookingStatus:
+        held += sorted(
+            f"{status.value} {' '.join(booking_key(booking))} {_encode_booking(booking)}"
+            for booking in buyer.bookings
+            if booking.status is status
+        )
+    return sha1("\n".join(held).encode(), usedforsecurity=False).hexdigest().encode()
+
+
 def _encode_batch(batch: Batch) -> bytes:
     return orjson.dumps(
         {
@@ -210,7 +252,7 @@ def _encode_batch(batch: Batch) -> bytes:
                     b.version,
                     b.status.value,
                     " ".join(booking_key(b)),
-                    _encode(b, b.version, b.status.value, b.concert_id),
+                    _encode_booking(b),
                 )
                 for b in batch.bookings
             ],

@@ -87,12 +87,40 @@ for _, generation in ipairs({{'current', 'building'}}) do
 end
 """
 
-# ARGV: concerts. Answers a document or nil for each, or nil where not complete.
-READ_SALES = f"""{_COMMON}
+# ARGV: 'sales' or 'facts', concerts. Answers a document or nil for each, or nil where not complete.
+READ_DOCS = f"""{_COMMON}
 local at = complete()
 if not at then return false end
-if #ARGV == 0 then return {{}} end
-return redis.call('HMGET', at .. 'sales', unpack(ARGV))
+if #ARGV == 1 then return {{}} end
+return redis.call('HMGET', at .. ARGV[1], unpack(ARGV, 2))
+"""
+
+# ARGV: how many statuses, statuses, buyers. Answers the digest of all that is held of each buyer, or nil where not
+# complete: what their pages show, in its order, and how many bookings there are.
+DIGESTS = f"""{_COMMON}
+local at = complete()
+if not at then return false end
+-- Lua's unpack takes no more at once than its stack holds (8,000, LUAI_MAXCSTACK).
+local FIELDS_MAX = 1000
+local digests, last = {{}}, 1 + tonumber(ARGV[1])
+for i = last + 1, #ARGV do
+  local buyer = at .. '{{' .. ARGV[i] .. '}}:'
+  local held = {{redis.call('GET', buyer .. 'version') or '0', redis.call('HLEN', buyer .. 'bookings')}}
+  for j = 2, last do
+    local members = redis.call('ZRANGE', buyer .. ARGV[j], 0, -1)
+    for first = 1, #members, FIELDS_MAX do
+      local ids = {{}}
+      for k = first, math.min(first + FIELDS_MAX - 1, #members) do
+        ids[#ids + 1] = string.match(members[k], ' (.*)$')
+      end
+      for n, doc in ipairs(redis.call('HMGET', buyer .. 'bookings', unpack(ids))) do
+        held[#held + 1] = ARGV[j] .. ' ' .. members[first + n - 1] .. ' ' .. (doc or '')
+      end
+    end
+  end
+  digests[#digests + 1] = redis.sha1hex(table.concat(held, '\\n'))
+end
+return digests
 """
 
 # ARGV: user, limit, cursor or '', statuses. Answers version, total, has_next, bookings and facts, or nil

@@ -137,10 +137,10 @@ async def test_lower_versions_of_a_restored_backup_replace_higher_ones(model: Re
     assert [line.split(":")[0] for line in before] == [
         "sale concert-a.version",
         "sale concert-a.stock",
+        "facts concert-a.version",
         "buyer ada.version",
         "booking booking-0001.status",
         "booking booking-0001.version",
-        "facts concert-a.version",
         "buyer bob",
     ]
     assert await differences_of(model, backup) == []

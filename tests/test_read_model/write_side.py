@@ -91,7 +91,8 @@ class WriteSide:
         for user_id in list(self.versions):
             if self.before_snapshot is not None:
                 await self.before_snapshot()
-            snapshot = BuyerSnapshot(user_id, self.versions[user_id], self.page(user_id))
+            mine = [booking for booking in self.bookings.values() if booking.user_id == user_id]
+            snapshot = BuyerSnapshot(user_id, self.versions[user_id], mine)
             if self.after_snapshot is not None:
                 await self.after_snapshot()
             yield [snapshot]
