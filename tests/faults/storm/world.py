@@ -26,6 +26,14 @@ from tests.story.world import WEBHOOK_SECRET, Processor
 
 ADMIN = "admin@example.org"
 HOLD_S = 8
+SETTINGS: Json = {
+    "worker": "off",
+    "demo": False,
+    "hold_s": HOLD_S,
+    "log_level": "error",
+    "stripe_api_key": "sk_test_storm",
+    "stripe_webhook_secret": WEBHOOK_SECRET,
+}
 PATIENCE_S = 60.0
 NAP_S = 0.02
 
@@ -118,16 +126,10 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
         processor_url = await stack.enter_async_context(running_sandbox("127.0.0.1", 0))
         to_postgres = await stack.enter_async_context(running_proxy(postgres.port))
         to_valkey = await stack.enter_async_context(running_proxy(valkey.port))
-        direct: Json = {
+        direct = SETTINGS | {
             "database_url": database_url,
             "redis_url": valkey.url,
-            "worker": "off",
-            "demo": False,
-            "hold_s": HOLD_S,
-            "log_level": "error",
-            "stripe_api_key": "sk_test_storm",
             "stripe_api_base": processor_url,
-            "stripe_webhook_secret": WEBHOOK_SECRET,
         }
         proxied = direct | {
             "database_url": make_url(database_url)
@@ -143,25 +145,15 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
             _worker_post("worker 1", server, direct, folder=folder),
             _worker_post("worker 2", server, proxied, folder=folder),
         ]
-        for post in posts:
-            post.child = post.start()
-        database = Database(database_url)
+        database, processor = Database(database_url), Processor(processor_url, http)
         stack.push_async_callback(database.close)
-        world = World(
-            posts=posts,
-            postgres=postgres,
-            valkey=valkey,
-            to_postgres=to_postgres,
-            to_valkey=to_valkey,
-            processor=Processor(processor_url, http),
-            database_url=database_url,
-            settings=direct,
-            database=database,
-            http=http,
-        )
+        lines = (to_postgres, to_valkey)
+        world = World(posts, postgres, valkey, *lines, processor, database_url, direct, database, http)
         await world.processor.control(
             webhook_url=f"{posts[0].url}/webhooks/stripe", webhook_secret=WEBHOOK_SECRET, latency_ms=[5, 60]
         )
+        for post in posts:
+            post.child = post.start()
         keeping = asyncio.create_task(world.keep_filled())
         try:
             await world.until_well()
