@@ -1,5 +1,6 @@
 """People: who may sign in, what they may do, and for how long a session lasts."""
 
+import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,10 +47,15 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who is asking: a signed-in person and the session that says so."""
+    """Who is asking: a signed-in person and the session that says so.
+
+    `session_left_s`: how long it still lasted when it was looked up, on the database's clock. `expires_at` minus the
+    time of this machine would be another number.
+    """
 
     user: User
     session: Session
+    session_left_s: float = math.inf
 
     @property
     def is_admin(self) -> bool:

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from domain.base import Money, PageQuery, SessionId
 from domain.concert import ConcertFilter, ConcertOrder, NewTicketType
@@ -27,7 +27,7 @@ async def fill_empty(deps: Deps, *, say: Callable[[str], None]) -> None:
         admin = await create_admin(deps, SignUp(ADMIN_EMAIL, password, "Demo admin"))
     except EmailTaken:
         return
-    now = datetime.now(UTC).replace(microsecond=0)
+    now = (await deps.reads.now()).replace(microsecond=0)
     viewer = Viewer(admin, Session(SessionId("demo"), admin.id, now, now))
     say(f"Demo admin: {ADMIN_EMAIL}, password: {password} (shown only now)")
     for concert in _CONCERTS:

@@ -21,9 +21,10 @@ _UNSAFE: dict[str, str | None] = {"FRONTROW_ALLOW_UNSAFE_DATABASE": "1"}
 
 @dataclass(frozen=True)
 class Shell:
-    """Runs commands with nothing but these settings, on any database."""
+    """Runs commands with nothing but these settings, on any database. In a process of its own it runs `program`."""
 
     settings: dict[str, str]
+    program: tuple[str, ...] = ("-c", "from infra.cli import main; main()")
 
     def run(self, *arguments: str, given: str | None = None, **settings: str) -> Result:
         """One command in this process; `given` stands on its standard input."""
@@ -46,7 +47,7 @@ class Shell:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("FRONTROW_")}
         environ |= {name: value for name, value in self._environ(settings).items() if value is not None}
         process = subprocess.Popen(
-            [sys.executable, "-c", "from infra.cli import main; main()", *arguments],
+            [sys.executable, *self.program, *arguments],
             env=environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -42,7 +42,7 @@ class Stage:
         now = datetime.now(UTC)
         user = User(UserId(f"user-{token}"), f"{token}@example.org", token, UserRole.CUSTOMER, now)
         session = Session(SessionId(f"session-{token}"), user.id, now, now + timedelta(seconds=lasts_s))
-        self.viewers[token] = Viewer(user, session)
+        self.viewers[token] = Viewer(user, session, lasts_s)
         return self.viewers[token]
 
     async def authenticate(self, token: str) -> Viewer | None:

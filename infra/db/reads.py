@@ -67,6 +67,7 @@ class SqlReads:
                     sessions.c.id.label("session_id"),
                     sessions.c.created_at.label("session_created_at"),
                     sessions.c.expires_at,
+                    statements.clock().label("now"),
                 )
                 .join(sessions, sessions.c.user_id == users.c.id)
                 .where(sessions.c.token_hash == token_hash, sessions.c.expires_at > statements.clock())
@@ -79,7 +80,7 @@ class SqlReads:
             created_at=row.session_created_at,
             expires_at=row.expires_at,
         )
-        return Viewer(user_from(row), session)
+        return Viewer(user_from(row), session, (row.expires_at - row.now).total_seconds())
 
     async def live_sessions(self, session_ids: Collection[SessionId]) -> set[SessionId]:
         """Those that have not ended."""

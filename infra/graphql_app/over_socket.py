@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import orjson
 import structlog
@@ -18,7 +17,7 @@ from graphql import OperationType
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
 
 from domain.base import BadUserInput, Overloaded
-from domain.user import Session, Unauthenticated, Viewer
+from domain.user import Unauthenticated, Viewer
 from infra.auth import bearer_token
 from infra.graphql_app.caller import Caller, client_of, new_request_id, token_of
 from infra.graphql_app.errors import RateLimited
@@ -154,7 +153,7 @@ class Socket:
             _log.warning("could not sign in on a socket", exc_info=error)
             raise _Ended(TRY_LATER) from error
         if self._viewer is not None:
-            self._watch(self._viewer.session)
+            self._watch(self._viewer)
         await self._send({"type": "connection_ack"})
         self._is_acknowledged = True
 
@@ -167,12 +166,11 @@ class Socket:
             raise Unauthenticated()
         return bearer_token(given)
 
-    def _watch(self, session: Session) -> None:
-        self._sessions.add(session.id, self)
-        self._at_end.callback(self._sessions.remove, session.id, self)
+    def _watch(self, viewer: Viewer) -> None:
+        self._sessions.add(viewer.session.id, self)
+        self._at_end.callback(self._sessions.remove, viewer.session.id, self)
         # The watch asks the database, which may be away; this holds without it.
-        left_s = (session.expires_at - datetime.now(UTC)).total_seconds()
-        timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self.end_forbidden)
+        timer = asyncio.get_running_loop().call_later(viewer.session_left_s, self.end_forbidden)
         self._at_end.callback(timer.cancel)
 
     def _check_init(self) -> None:
