@@ -7,8 +7,8 @@ so who is let in, the one trial and the share of failures among the last calls a
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import pybreaker
@@ -150,12 +150,15 @@ class Breaker:
 class BreakerGateway:
     """A `PaymentGateway` whose create and confirm go through the breaker.
 
-    The rest does not: reading and cancelling is how the reconciler finds out that the processor is back.
+    The rest does not: reading and cancelling is how the reconciler finds out that the processor is back. But buyers
+    who take up an authentication, and webhooks, may wait for these too, so there are only so many at once.
     """
 
-    def __init__(self, gateway: PaymentGateway, breaker: Breaker) -> None:
+    def __init__(self, gateway: PaymentGateway, breaker: Breaker, *, looks_max: int = MAX_IN_FLIGHT) -> None:
         self._gateway = gateway
         self._breaker = breaker
+        self._looks_max = looks_max
+        self._looking = 0
 
     async def create_intent(
         self, booking_id: BookingId, *, payment_id: PaymentId, amount: Money, key: str
@@ -172,16 +175,28 @@ class BreakerGateway:
         )
 
     async def retrieve_intent(self, intent_id: str) -> Intent:
-        """As the gateway does."""
-        return await self._gateway.retrieve_intent(intent_id)
+        """As the gateway does, or NotSent at once while too many wait."""
+        with self._look():
+            return await self._gateway.retrieve_intent(intent_id)
 
     async def cancel_intent(self, intent_id: str) -> Intent:
-        """As the gateway does."""
-        return await self._gateway.cancel_intent(intent_id)
+        """As the gateway does, or NotSent at once while too many wait."""
+        with self._look():
+            return await self._gateway.cancel_intent(intent_id)
 
     async def refund_intent(self, intent_id: str, *, key: str) -> RefundStatus:
         """As the gateway does."""
         return await self._gateway.refund_intent(intent_id, key=key)
+
+    @contextmanager
+    def _look(self) -> Iterator[None]:
+        if self._looking >= self._looks_max:
+            raise NotSent("too many questions are under way", retry_after_ms=BUSY_RETRY_MS)
+        self._looking += 1
+        try:
+            yield
+        finally:
+            self._looking -= 1
 
 
 class BreakerMetrics(pybreaker.CircuitBreakerListener):

@@ -30,7 +30,6 @@ from domain.payment import (
 PATIENT_TIMEOUT_MS = 5_000
 RETRY_AFTER_MS = 1_000
 RETRY_AFTER_MAX_MS = 60_000
-# Above the breaker's bulkhead, so that hanging confirms leave connections to the reconciler.
 MAX_CONNECTIONS = 200
 
 # Stripe's units per ISO 4217 minor unit, where they differ (Stripe, "Supported currencies": special cases and
@@ -54,7 +53,13 @@ class StripeGateway:
     """
 
     def __init__(
-        self, api_key: str, *, api_base: str | None, return_url: str, payment_timeout_ms: int = 610
+        self,
+        api_key: str,
+        *,
+        api_base: str | None,
+        return_url: str,
+        payment_timeout_ms: int = 610,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         # The library reports timings and the platform to Stripe unless told not to, and logs whole bodies,
         # client secrets included, at debug level.
@@ -62,7 +67,7 @@ class StripeGateway:
         logging.getLogger("stripe").setLevel(logging.WARNING)
         self._return_url = return_url
         self._payment_timeout_ms = payment_timeout_ms
-        self._http = _HttpxClient()
+        self._http = _HttpxClient(max_connections)
         self._api = stripe.StripeClient(
             api_key,
             base_addresses={"api": api_base.rstrip("/")} if api_base else None,
@@ -285,10 +290,10 @@ class _HttpxClient(stripe.HTTPClient):
 
     name = "httpx"
 
-    def __init__(self) -> None:
+    def __init__(self, max_connections: int) -> None:
         super().__init__()
         self._client = httpx.AsyncClient(
-            limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
+            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
             # A processor on this machine is never behind the proxy that the environment may name.
             mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None},
         )

@@ -348,3 +348,30 @@ async def test_only_create_and_confirm_go_through_the_breaker() -> None:
     assert (await gateway.retrieve_intent("pi")).status is IntentStatus.PROCESSING
     assert (await gateway.cancel_intent("pi")).status is IntentStatus.CANCELED
     assert await gateway.refund_intent("pi", key="r") is RefundStatus.PENDING
+
+
+async def test_questions_have_a_bulkhead_of_their_own() -> None:
+    """Who asks how a payment stands is refused at once while too many do, and keeps nobody from paying."""
+
+    class SlowGateway(DownGateway):
+        async def retrieve_intent(self, intent_id: str) -> Intent:
+            await inside.wait()
+            await release.wait()
+            return Intent(intent_id, IntentStatus.PROCESSING, None)
+
+        async def confirm_intent(self, intent_id: str, *, payment_method_id: str, key: str) -> Intent:
+            return Intent(intent_id, IntentStatus.SUCCEEDED, None)
+
+    release, inside = asyncio.Event(), asyncio.Barrier(3)
+    gateway = BreakerGateway(SlowGateway(), Breaker(clock=Clock()), looks_max=2)
+    looks = [asyncio.create_task(gateway.retrieve_intent("pi")) for _ in range(2)]
+    await inside.wait()
+    for ask in (gateway.retrieve_intent, gateway.cancel_intent):
+        with pytest.raises(NotSent) as refused:
+            await ask("pi")
+        assert refused.value.retry_after_ms == 1_000
+    paid = await gateway.confirm_intent("pi", payment_method_id="pm", key="k")
+    assert paid.status is IntentStatus.SUCCEEDED
+    release.set()
+    assert [look.status for look in await asyncio.gather(*looks)] == [IntentStatus.PROCESSING] * 2
+    assert (await gateway.cancel_intent("pi")).status is IntentStatus.CANCELED

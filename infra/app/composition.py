@@ -151,11 +151,14 @@ async def _stream(settings: Settings, stack: AsyncExitStack) -> BroadcastEventSt
 async def _gateway(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> PaymentGateway:
     """The processor behind the breaker. Without a key nothing can be paid: commands that don't pay need none."""
     key = settings.stripe_api_key
+    at_once = settings.payment_max_in_flight
     gateway = StripeGateway(
         "sk_test_none" if key is None else key.get_secret_value(),
         api_base=settings.stripe_api_base,
         return_url=settings.public_url,
         payment_timeout_ms=settings.payment_timeout_ms,
+        # So that payments that hang leave connections to who asks how they stand, and these to refunds.
+        max_connections=2 * at_once + settings.worker_calls_max_in_flight,
     )
     stack.push_async_callback(gateway.aclose)
     breaker = Breaker(
@@ -163,10 +166,10 @@ async def _gateway(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
         window=settings.breaker_window,
         fail_share=settings.breaker_fail_rate,
         reset_s=settings.breaker_reset_s,
-        max_in_flight=settings.payment_max_in_flight,
+        max_in_flight=at_once,
         listeners=[BreakerMetrics(metrics)],
     )
-    return BreakerGateway(gateway, breaker)
+    return BreakerGateway(gateway, breaker, looks_max=at_once)
 
 
 def _throttle(settings: Settings) -> Throttle:

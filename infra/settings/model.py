@@ -193,7 +193,7 @@ class PaymentSettings(_Group):
     payment_settle_after_s: float = Field(default=30, ge=0.1, le=3_600)
     """An attempt whose outcome is unknown and that is still unconfirmed is cancelled after this, seconds."""
     payment_max_in_flight: int = Field(default=100, ge=1, le=10_000)
-    """Calls to the processor at once, per process."""
+    """Payments under way at the processor at once, per process, and as many questions how one stands."""
     worker_calls_max_in_flight: int = Field(default=10, ge=1, le=1_000)
     """Refunds, cancelled intents and looks at open payments at once, per worker; people who pay don't count."""
     worker_calls_per_s: float = Field(default=20, ge=0.1, le=10_000)
