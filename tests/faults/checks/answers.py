@@ -42,16 +42,12 @@ def check_real_time(case: Case, report: Report) -> None:
     A look at the stock, and a message of a stream, are answers too.
     """
     spans: defaultdict[str, list[tuple[float, float, int, bool, str]]] = defaultdict(list)
-    first_asked: dict[tuple[str, Kind, str | None], float] = {}
-    for operation in sorted(case.evidence.history.operations, key=lambda op: op.invoked_s):
-        asked_s = operation.invoked_s
-        if operation.key is not None:
-            asked_s = first_asked.setdefault((operation.user_id, operation.kind, operation.key), asked_s)
+    for operation in case.evidence.history.operations:
         if (event := case.made_by(operation)) is not None and event.concert_id in case.judged:
             is_known = operation.outcome is Outcome.OK
             answered_s = operation.answered_s if is_known else float("inf")
             spans[event.concert_id].append(
-                (asked_s, answered_s, event.stock_version, True, _named(operation))
+                (case.asked_s(operation), answered_s, event.stock_version, True, _named(operation))
             )
     for sample in case.evidence.samples or ():
         if sample.concert_id in case.judged:
@@ -205,7 +201,7 @@ def _wrong_reason(case: Case, operation: Operation) -> str | None:
 
 def _window(case: Case, operation: Operation, timeline: Timeline) -> range:
     return timeline.between(
-        case.wall(operation.invoked_s) - CLOCK_SLACK_S, case.wall(operation.answered_s) + CLOCK_SLACK_S
+        case.wall(case.asked_s(operation)) - CLOCK_SLACK_S, case.wall(operation.answered_s) + CLOCK_SLACK_S
     )
 
 

@@ -24,6 +24,7 @@ class Case:
     ledger: dict[str, list[LedgerRow]] = field(default_factory=dict)
     of_booking: dict[str, list[Operation]] = field(default_factory=dict)
     timelines: dict[str, Timeline] = field(default_factory=dict)
+    _first_asked_s: dict[tuple[str, Kind, str | None], float] = field(default_factory=dict)
     _elsewhere: frozenset[str] = frozenset()
 
     @classmethod
@@ -46,6 +47,9 @@ class Case:
         for operation in evidence.history.operations:
             if operation.booking_id is not None:
                 operations[operation.booking_id].append(operation)
+            name = (operation.user_id, operation.kind, operation.key)
+            earlier_s = case._first_asked_s.get(name, operation.invoked_s)
+            case._first_asked_s[name] = min(earlier_s, operation.invoked_s)
         case.events, case.ledger, case.of_booking = dict(events), dict(ledger), dict(operations)
         return case
 
@@ -54,6 +58,12 @@ class Case:
         if operation.key is None:
             return None
         return self.keys.get((operation.user_id, operation.kind.value, operation.key))
+
+    def asked_s(self, operation: Operation) -> float:
+        """When this was first asked for: a key that is used again hears of what it led to then."""
+        if operation.key is None:
+            return operation.invoked_s
+        return self._first_asked_s[(operation.user_id, operation.kind, operation.key)]
 
     def was_done(self, operation: Operation) -> bool:
         """Whether it happened, as far as client and final read know together."""
