@@ -249,13 +249,15 @@ class ShopModel:
         return self._refusal_to_pay(booking) if self.status(booking) in OVER else None
 
     # ------------------------------------------------------------ what the processor says
-    def settle(self, booking: BookingModel, intent: Intent) -> None:
-        """The shop has heard how the intent stands."""
+    def settle(self, booking: BookingModel, intent: Intent, *, is_refund_failed: bool = False) -> None:
+        """The shop has heard how the intent stands, and maybe that a refund of it came back."""
         attempt = booking.attempt_on(intent)
         if attempt is not None:
             match intent.status:
                 case S.SUCCEEDED:
                     self._captured(booking, attempt, intent)
+                    if is_refund_failed and not intent.is_back and attempt.status is P.REFUNDED:
+                        attempt.status = P.REFUND_FAILED
                 case S.CANCELED:
                     self._came_to_nothing(booking, attempt, P.VOIDED)
                 case S.REQUIRES_ACTION:
