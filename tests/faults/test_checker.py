@@ -116,6 +116,11 @@ BROKEN: list[tuple[str, Change, set[Rule]]] = [
     ),
     (
         "told that a hold has passed before it did",
+        with_operation(5, invoked_s=14.0, answered_s=14.5),
+        {Rule.REASON},
+    ),
+    (
+        "told that a booking was cancelled, which was not",
         with_operation(5, code="ALREADY_CANCELLED"),
         {Rule.REASON},
     ),
@@ -425,4 +430,4 @@ def test_thirty_thousand_operations_are_judged_in_seconds() -> None:
     run = a_long_run(20_000)
     began_s = time.perf_counter()
     assert check(run) == []
-    assert time.perf_counter() - began_s < 60  # 2.6 s on the machine this was written on
+    assert time.perf_counter() - began_s < 60  # 2.6 s on two cores

@@ -121,7 +121,7 @@ async def test_publishing_before_the_commit_is_found(
             watcher.reads_on()
             stage.failpoints.arm("book.commit", Action.ERROR)
             await stage.buyer("ann", tries=1).book(concert, {seat_of(concert): 1})
-            await watcher.hears(2, patience_s=SOON_S)
+            await watcher.hears(2, patience_s=PATIENCE_S if broken else SOON_S)
             await stage.buyer("bob").book(concert, {seat_of(concert): 2})
             await stage.relay_everything()
             await watcher.hears(2, patience_s=PATIENCE_S)
@@ -308,14 +308,14 @@ async def test_an_unbounded_queue_is_found(
 ) -> None:
     """Who did not read for a while finds all of it waiting, not just what is true now."""
     async with running_stage(new_parts(), *urls) as stage:
-        concert = await stage.open_sale(capacity=20, limit=20)
+        concert = await stage.open_sale(capacity=10, limit=10)
         async with stage.watching(concert) as slow, stage.watching(concert, name="fast") as fast:
             fast.reads_on()
             slow.pauses()
-            for _ in range(10):
+            for version in range(2, 8):
                 await stage.buyer("ann").book(concert, {seat_of(concert): 1})
-            await stage.relay_everything()
-            await fast.hears(11, patience_s=PATIENCE_S)
+                await stage.relay_everything()
+                await fast.hears(version, patience_s=PATIENCE_S)
             slow.resumes()
-            await slow.hears(11, patience_s=PATIENCE_S)
+            await slow.hears(7, patience_s=PATIENCE_S)
         assert await stage.verdict() == broken

@@ -9,6 +9,7 @@ from tests.faults.rules import Rule
 from tests.faults.timeline import Report, Timeline
 
 MOVING = (Kind.BOOK, Kind.PAY, Kind.CANCEL)
+PAYABLE = ("AWAITING_PAYMENT", "PAYMENT_DEFERRED")
 # Refusals of payBooking after which nothing of the request is kept.
 NOTHING_KEPT = {"PAYMENT_IN_PROGRESS", "OVERLOADED", "RATE_LIMITED"}
 
@@ -253,8 +254,16 @@ def _wrong_state(case: Case, operation: Operation, booking_id: str) -> str | Non
     if operation.code == "NOT_FOUND":
         return "it is there" if booking.user_id == operation.user_id else None
     if operation.code == "HOLD_EXPIRED":
-        is_over = case.event_that(booking_id, "EXPIRED") is not None or booking.hold_until_s <= until_s
-        return None if is_over else f"it is held until {booking.hold_until_s}, after {until_s}"
+        expired = case.event_that(booking_id, "EXPIRED")
+        was_over = booking.hold_until_s <= until_s or (expired is not None and expired.occurred_s <= until_s)
+        # An attempt that was under way when the hold passed may have given it more time since.
+        is_extended = any(
+            event.occurred_s >= case.wall(operation.invoked_s) and event.status in PAYABLE
+            for event in case.events.get(booking_id, ())
+        )
+        return (
+            None if was_over or is_extended else f"it is held until {booking.hold_until_s}, after {until_s}"
+        )
     if operation.code == "CONCERT_CANCELLED":
         is_on = not any(state.is_cancelled for state in case.timelines[booking.concert_id].states)
         return "the concert was on" if is_on else None
