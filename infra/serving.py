@@ -1,6 +1,7 @@
 """Starting processes: the API in one or several, a worker, the sandbox."""
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -33,6 +34,8 @@ from infra.telemetry import configure_logging
 BACKLOG = 2_048
 # Longer than clients and load balancers keep an idle connection, so that none is closed under a new request.
 KEEP_ALIVE_S = 75
+# The garbage collector's thresholds (Python documentation, `gc.set_threshold`), instead of 700, 10 and 10.
+COLLECT_AFTER = (5_000, 20, 20)
 # A sandbox that `serve` starts answers within this, or something is wrong.
 SANDBOX_START_S = 10
 
@@ -171,11 +174,22 @@ def _app_of_process(
     @asynccontextmanager
     async def drained_lifespan(app: Starlette) -> AsyncIterator[None]:
         async with lifespan(app):
+            _spare_garbage_collector()
             with drained_at_sigterm(app, for_s=settings.shutdown_drain_s, owns_listener=owns_listener):
                 yield
 
     app.router.lifespan_context = drained_lifespan
     return app
+
+
+def _spare_garbage_collector() -> None:
+    """What was made at the start stays as long as the process, so it is not looked through again and again.
+
+    With 700 requests waiting, each full collection stopped everything for 0.3 s, every two seconds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _listen(host: str, port: int) -> socket.socket:
