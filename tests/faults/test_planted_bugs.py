@@ -237,7 +237,7 @@ async def test_a_relay_that_pages_by_id_is_found(
 ) -> None:
     """A transaction that got its id first and commits last is skipped: nobody ever hears of it."""
     async with running_stage(new_parts(), *urls) as stage:
-        late, early = await stage.open_sale("c"), await stage.open_sale("d")
+        late, early = await stage.open_sale(), await stage.open_sale()
         async with stage.watching(late) as watcher:
             watcher.reads_on()
             stage.failpoints.arm("book.commit", Action.PAUSE)

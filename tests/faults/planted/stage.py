@@ -1,6 +1,7 @@
 """Where bugs are planted: use cases over PostgreSQL and Valkey with a processor at the port, and all of it recorded."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -37,8 +38,7 @@ from tests.paying import PAST, Shop, customer, running_shop
 
 EVENTS = get_args(Event)
 HearWebhook = Callable[..., Awaitable[bool]]
-# What may be sold here: the looks at the stock begin before a sale is opened.
-CONCERTS = ("c", "d")
+CONCERTS_MAX = 2
 # More rounds than any story's events need.
 ROUNDS = 8
 
@@ -73,6 +73,7 @@ class Stage:
     read_model: RebuildableReadModel
     samples: list[Sample]
     stood_still: asyncio.Event
+    unsold: list[str]
     history: History = field(default_factory=History)
     recordings: list[Recording] = field(default_factory=list)
 
@@ -86,9 +87,11 @@ class Stage:
         """The processor, where it can be told to fail."""
         return self.shop.processor
 
-    async def open_sale(self, name: str = "c", *, capacity: int = 10, limit: int = 6) -> str:
+    async def open_sale(self, *, capacity: int = 10, limit: int = 6) -> str:
         """A concert that sells, and is judged; its only ticket type is `seat_of` it."""
-        sale = await open_sale(self.database, a_sale(name, (capacity,), max_tickets_per_user=limit))
+        sale = await open_sale(
+            self.database, a_sale(self.unsold.pop(), (capacity,), max_tickets_per_user=limit)
+        )
         await rebuild(self.read_model, WriteSideSource(self.database))
         self.history.openings.append(await opening_of(self.database, sale.concert_id))
         return sale.concert_id
@@ -136,7 +139,7 @@ class Stage:
     async def verdict(self, *, is_calm: bool = False) -> set[Rule]:
         """The rules that were broken."""
         source = WriteSideSource(self.database)
-        self.samples += await look(self.database, CONCERTS, has_sums=True)
+        self.samples += await look(self.database, self._judged(), has_sums=True)
         evidence = Evidence(
             history=self.history,
             final=await read_final(self.database),
@@ -147,6 +150,9 @@ class Stage:
             is_calm=is_calm,
         )
         return {violation.rule for violation in check(evidence)}
+
+    def _judged(self) -> list[str]:
+        return [opening.concert_id for opening in self.history.openings]
 
 
 @dataclass
@@ -208,6 +214,8 @@ async def running_stage(
     processor = processor or FakeProcessor()
     database, stood_still = Database(database_url), asyncio.Event()
     failpoints = Failpoints(lambda _: stood_still.set())
+    # Named before they are opened, because the looks at the stock begin now; and by nobody else on this Redis.
+    concerts = [secrets.token_hex(4) for _ in range(CONCERTS_MAX)]
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         read_model = await stack.enter_async_context(redis_read_model(redis_url))
@@ -234,6 +242,7 @@ async def running_stage(
             failpoints,
             relay,
             read_model,
-            await stack.enter_async_context(sampled(database_url, CONCERTS)),
+            await stack.enter_async_context(sampled(database_url, concerts)),
             stood_still,
+            concerts,
         )
