@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 import click
 
-from domain.base import DomainError
+from domain.base import ConcertId, DomainError
 from infra import commands, serving
 from infra.settings import BadSettings, Command, Settings, load_settings
 from infra.telemetry import configure_logging
@@ -103,6 +103,15 @@ def verify() -> None:
     settings = _settings(Command.VERIFY)
     broken = _run_async(commands.verify(settings, say=click.echo))
     sys.exit(1 if broken else 0)
+
+
+@main.command("resume-sales")
+@click.argument("concert_id")
+def resume_sales(concert_id: str) -> None:
+    """Let a concert sell again whose broken stock was put right; CONCERT_ID as `frontrow verify` names it."""
+    settings = _settings(Command.RESUME_SALES)
+    faults = _run_async(commands.resume_concert_sales(settings, ConcertId(concert_id), say=click.echo))
+    sys.exit(1 if faults else 0)
 
 
 @main.command("rebuild-read-model")

@@ -1,8 +1,10 @@
-"""What the command line does besides serving: migrate, create an admin, verify, rebuild, retry refunds."""
+"""What the command line does besides serving: migrate, create an admin, verify, resume sales, rebuild, refund."""
 
 import asyncio
 from collections.abc import Callable
 
+from domain.base import ConcertId
+from domain.use_cases.halting import resume_sales
 from domain.use_cases.settlement import retry_failed_refunds
 from domain.use_cases.user import SignUp, create_admin
 from infra.app import Frontrow, composed
@@ -60,6 +62,12 @@ async def _broken_promises(frontrow: Frontrow, *, say: Say) -> int:
     async for line in broken(frontrow.database, progress=say):
         say(f"BROKEN {line}")
         count += 1
+    async with frontrow.deps.write("verify.halted") as unit:
+        halted = await unit.sales.halted()
+    for concert_id, since in halted.items():
+        say(f"HALTED concert {concert_id} sells nothing since {since:%Y-%m-%d %H:%M:%S} UTC.")
+    if halted:
+        say("Once its stock is right, `frontrow resume-sales CONCERT_ID` lets a concert sell again.")
     return count
 
 
@@ -81,6 +89,17 @@ async def _read_model_differences(frontrow: Frontrow, *, say: Say) -> int:
             ) from error
     say("Compared: the read model")
     return count
+
+
+async def resume_concert_sales(settings: Settings, concert_id: ConcertId, *, say: Say) -> int:
+    """The concert sells again, or how much of its stock is still wrong; each is said. Raises: NotFound."""
+    await prepare_database(settings)
+    async with composed(settings) as frontrow:
+        faults = await resume_sales(frontrow.deps, concert_id)
+    for fault in faults:
+        say(f"BROKEN {fault}")
+    say("Its sales stay halted." if faults else f"Concert {concert_id} sells.")
+    return len(faults)
 
 
 async def rebuild_read_model(settings: Settings, *, say: Say) -> None:

@@ -137,12 +137,12 @@ class SoldOutProblem(Problem):
 
 @strawberry.type(
     description=(
-        "Nothing is on sale: not yet (`SALES_NOT_OPEN`, retryable), no more (`SALES_CLOSED`), or "
-        "the concert was called off (`CONCERT_CANCELLED`)."
+        "Nothing is on sale: not yet (`SALES_NOT_OPEN`, retryable), no more (`SALES_CLOSED`), the concert "
+        "was called off (`CONCERT_CANCELLED`), or sales are stopped for a check (`SALES_HALTED`, retryable)."
     )
 )
 class SalesClosedProblem(Problem):
-    """Outside the sales window."""
+    """Outside the sales window, or stopped."""
 
     error: strawberry.Private[SalesClosed]
 

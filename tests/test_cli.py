@@ -28,6 +28,7 @@ COMMANDS = (
     "create-admin",
     "sandbox",
     "verify",
+    "resume-sales",
     "rebuild-read-model",
     "refunds",
     "schema",

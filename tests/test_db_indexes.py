@@ -1,4 +1,4 @@
-"""Each index serves the query that `infra/db/tables.py` says it serves, on both databases."""
+"""Each index serves the query that `infra/db/tables/` says it serves, on both databases."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -78,6 +78,7 @@ SERVED: list[tuple[str, Ask]] = [
         lambda d: d.reads.my_page(ADA, AFTER_NOON, statuses=frozenset({BookingStatus.APPROVED})),
     ),
     ("ix_payments_booking_id_created_at_id", in_unit(lambda u: u.payments.of_booking(BOOKING.id))),
+    ("ix_sales_halted", in_unit(lambda u: u.sales.halted())),
     ("ix_payments_failed_refund", in_unit(lambda u: u.payments.failed_refunds(limit=5))),
     ("uq_payment_intents_open", in_unit(lambda u: u.payments.open_intent(BOOKING.id))),
     ("uq_payment_intents_open", in_unit(lambda u: u.payments.with_open_intents([BOOKING.id]))),

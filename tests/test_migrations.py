@@ -79,7 +79,7 @@ async def test_migrating_tells_its_steps_and_may_repeat(empty_url: str) -> None:
     await migrate(empty_url, steps.append)
     assert await is_migrated(empty_url)
     await migrate(empty_url, steps.append)
-    assert steps == ["Made migration 0001.", "Made migration 0002."]
+    assert steps == [f"Made migration {number}." for number in ("0001", "0002", "0003")]
 
 
 @pytest.mark.anyio
@@ -87,7 +87,7 @@ async def test_parallel_migrations_wait_for_each_other(empty_url: str) -> None:
     """Four processes that start at once make the tables once."""
     steps: list[str] = []
     await asyncio.gather(*(migrate(empty_url, steps.append) for _ in range(4)))
-    assert steps == ["Made migration 0001.", "Made migration 0002."]
+    assert steps == [f"Made migration {number}." for number in ("0001", "0002", "0003")]
 
 
 @pytest.mark.anyio

@@ -114,3 +114,19 @@ def test_a_cancelled_concert_is_told_before_its_window() -> None:
     with pytest.raises(SalesClosed) as refusal:
         check_window(replace(a_sale(1), is_cancelled=True), NOW - timedelta(days=9))
     assert refusal.value.code == "CONCERT_CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("at", "code", "retry_after_ms"),
+    [
+        (timedelta(hours=-2), "SALES_NOT_OPEN", 3_600_001),
+        (timedelta(0), "SALES_HALTED", 30_000),
+        (timedelta(hours=1), "SALES_CLOSED", None),
+    ],
+)
+def test_halted_sales_are_told_within_the_window(at: timedelta, code: str, retry_after_ms: int | None) -> None:
+    """Outside of it nothing would be sold anyway, and that is the better answer."""
+    with pytest.raises(SalesClosed) as refusal:
+        check_window(replace(a_sale(1), halted_at=NOW), NOW + at)
+    assert (refusal.value.code, refusal.value.retry_after_ms) == (code, retry_after_ms)
+    assert refusal.value.retryable is (retry_after_ms is not None)

@@ -7,6 +7,9 @@ from domain.base import BookingId, DomainError, TicketTypeId
 from domain.booking.sale import Quantities, Sale
 from domain.booking.states import Booking, BookingStatus
 
+# Somebody has to look at the stock of a halted sale; until then asking often helps nobody.
+HALTED_RETRY_MS = 30_000
+
 
 @dataclass(eq=False)
 class SoldOut(DomainError):
@@ -25,17 +28,17 @@ class SoldOut(DomainError):
 
 @dataclass(eq=False)
 class SalesClosed(DomainError):
-    """The sales window is not open, or the concert was cancelled."""
+    """The sales window is not open, the concert was cancelled, or its sales are stopped for a check."""
 
-    code: str  # SALES_NOT_OPEN | SALES_CLOSED | CONCERT_CANCELLED
+    code: str  # SALES_NOT_OPEN | SALES_CLOSED | CONCERT_CANCELLED | SALES_HALTED
     sales_open_at: datetime
     sales_close_at: datetime
     retry_after_ms: int | None = None
 
     @property
     def retryable(self) -> bool:  # type: ignore[override]
-        """Only a window that is still to open can be tried again."""
-        return self.code == "SALES_NOT_OPEN"
+        """A window that is still to open, and sales that may go on."""
+        return self.code in {"SALES_NOT_OPEN", "SALES_HALTED"}
 
     @property
     def message(self) -> str:
@@ -43,6 +46,8 @@ class SalesClosed(DomainError):
             return f"Sales open at {self.sales_open_at:%Y-%m-%d %H:%M} UTC."
         if self.code == "SALES_CLOSED":
             return f"Sales closed at {self.sales_close_at:%Y-%m-%d %H:%M} UTC."
+        if self.code == "SALES_HALTED":
+            return "Sales of this concert are stopped while its seats are counted again. Try again later."
         return "The concert was cancelled."
 
 
@@ -139,6 +144,8 @@ def check_window(sale: Sale, now: datetime) -> None:
         raise SalesClosed("SALES_NOT_OPEN", sale.sales_open_at, sale.sales_close_at, wait_ms)
     if now >= sale.sales_close_at:
         raise SalesClosed("SALES_CLOSED", sale.sales_open_at, sale.sales_close_at)
+    if sale.halted_at is not None:
+        raise SalesClosed("SALES_HALTED", sale.sales_open_at, sale.sales_close_at, HALTED_RETRY_MS)
 
 
 def check_seats(sale: Sale, quantities: Quantities) -> None:

@@ -56,6 +56,8 @@ class Sale:
     is_cancelled: bool
     version: int
     stock: tuple[StockLine, ...]
+    # Since when nothing is sold because the stock is broken. What was encoded before there was this has none.
+    halted_at: datetime | None = None
 
     @property
     def facts(self) -> ConcertFacts:

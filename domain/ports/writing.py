@@ -116,6 +116,14 @@ class SaleStore(Protocol):
         """How many bookings of it are live, and how many refunds of it are pending or failed."""
         ...
 
+    async def faults(self, concert_id: ConcertId) -> Sequence[str]:
+        """What is wrong with its stock, in words, usually nothing. Read it under the sale's lock."""
+        ...
+
+    async def halted(self) -> Mapping[ConcertId, datetime]:
+        """Since when the sales of which concerts are halted."""
+        ...
+
     async def all_unsettled(self) -> tuple[int, int]:
         """How many bookings of cancelled concerts are live, and how many refunds of any are pending or failed."""
         ...

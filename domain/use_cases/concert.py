@@ -170,7 +170,8 @@ async def _update(unit: WriteUnit, concert: Concert | None, command: UpdateConce
     stock = tuple(
         with_capacity(line, capacities.get(line.ticket_type_id, line.capacity)) for line in sale.stock
     )
-    await change_sale(unit, sale, replace(_sale_of(changed, stock), version=sale.version))
+    wanted = replace(_sale_of(changed, stock), version=sale.version, halted_at=sale.halted_at)
+    await change_sale(unit, sale, wanted)
     await unit.concerts.save(changed, capacities)
     return changed
 

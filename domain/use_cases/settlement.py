@@ -147,7 +147,8 @@ async def _captured(case: _Case) -> None:
     sale = None
     if is_approvable or case.old.status is BookingStatus.EXPIRED:
         sale = await lock_sale_of(case.unit, case.old)
-    if sale is not None and case.old.status is BookingStatus.EXPIRED and not sale.is_cancelled:
+    may_sell = sale is not None and not sale.is_cancelled and sale.halted_at is None
+    if sale is not None and case.old.status is BookingStatus.EXPIRED and may_sell:
         owned = await case.unit.bookings.live_ticket_quantity(case.old.user_id, case.old.concert_id)
         is_within_limit = owned + case.old.ticket_quantity <= sale.max_tickets_per_user
         is_approvable = is_within_limit and sale.has_seats(case.old.quantities)

@@ -1,6 +1,7 @@
 """Sales and their stock."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import ColumnElement, Row, Select, bindparam, func, select, text
 from domain.base import ConcertId, Money, TicketTypeId
 from domain.booking import LIVE, Sale, StockLine
 from infra.db.engine import Statements
+from infra.db.promises import COUNTERS, Finding, findings
 from infra.db.tables import REFUND_OPEN, among, bookings, sale_stock, sales
 
 
@@ -73,6 +75,20 @@ class SqlSaleStore:
         (row,) = await self._statements.rows(select(live.scalar_subquery(), refunds.scalar_subquery()))
         return row[0], row[1]
 
+    async def faults(self, concert_id: ConcertId) -> Sequence[str]:
+        """What is wrong with its stock, in words, usually nothing. Read it under the sale's lock."""
+        found: list[Finding] = []
+        for promise in COUNTERS:
+            # Nothing sorts between an id and the same with the least character behind it.
+            beyond = f"{concert_id}\x01"
+            found += await findings(self._statements, promise, first=concert_id, beyond=beyond)
+        return [finding.text for finding in found]
+
+    async def halted(self) -> Mapping[ConcertId, datetime]:
+        """Since when the sales of which concerts are halted."""
+        rows = await self._statements.rows(_HALTED)
+        return {ConcertId(row.concert_id): row.halted_at for row in rows}
+
     async def all_unsettled(self) -> tuple[int, int]:
         """How many bookings of cancelled concerts are live, and how many refunds of any are pending or failed."""
         (row,) = await self._statements.rows(_ALL_UNSETTLED)
@@ -90,8 +106,10 @@ _SAVE_LINE = update(sale_stock).where(
     sale_stock.c.sold == bindparam("was_sold"),
 )
 
-# In this word on both databases, or the partial index is not used.
+# In these words on both databases, or the partial indexes are not used.
 _IS_CANCELLED: ColumnElement[bool] = text("sales.is_cancelled")  # type: ignore[assignment]
+_IS_HALTED: ColumnElement[bool] = text("halted_at IS NOT NULL")  # type: ignore[assignment]
+_HALTED = select(sales.c.concert_id, sales.c.halted_at).where(_IS_HALTED).order_by(sales.c.concert_id)
 # Sale by sale: joined, SQLite would go through the live bookings of every concert.
 _LIVE_OF_SALE = (
     select(func.count())
@@ -159,6 +177,7 @@ def _sale_from(row: Row[*tuple[Any, ...]], lines: Sequence[Row[*tuple[Any, ...]]
             )
             for line in lines
         ),
+        halted_at=row.halted_at,
     )
 
 
@@ -173,6 +192,7 @@ def _sale_row(sale: Sale) -> dict[str, object]:
         "max_tickets_per_user": sale.max_tickets_per_user,
         "is_cancelled": sale.is_cancelled,
         "version": sale.version,
+        "halted_at": sale.halted_at,
     }
 
 

@@ -25,6 +25,7 @@ class Command(StrEnum):
     CREATE_ADMIN = "create-admin"
     SANDBOX = "sandbox"
     VERIFY = "verify"
+    RESUME_SALES = "resume-sales"
     REBUILD_READ_MODEL = "rebuild-read-model"
     REFUNDS = "refunds"
     SCHEMA = "schema"

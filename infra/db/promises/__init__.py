@@ -3,12 +3,13 @@
 Bookings and payments that go on meanwhile break nothing: every promise holds between any two transactions.
 """
 
+from infra.db.promises.asking import Finding, findings
 from infra.db.promises.history import HISTORY
 from infra.db.promises.money import MONEY
-from infra.db.promises.promise import FIRST, LAST, Promise, Walk
+from infra.db.promises.promise import BEYOND, FIRST, Promise, Walk
 from infra.db.promises.stock import COUNTERS, STOCK
 from infra.db.promises.timers import TIMERS
 
 PROMISES = (*STOCK, *MONEY, *HISTORY, *TIMERS)
 
-__all__ = ["COUNTERS", "FIRST", "LAST", "PROMISES", "Promise", "Walk"]
+__all__ = ["BEYOND", "COUNTERS", "FIRST", "PROMISES", "Finding", "Promise", "Walk", "findings"]

@@ -13,19 +13,19 @@ class Walk(Enum):
     WHOLE = "whole"  # in one go: an index leads to what is overdue, which is next to nothing
 
 
-# The whole key space lies after the first and up to the second, in the byte order of ids: rows that name a concert
-# or a booking that is not there are in some part of a walk, too.
+# All ids lie from the first of these up to before the second, in byte order. Parts divide all there might be, not
+# what there is: rows that name a concert or a booking that does not exist are in some part of a walk, too.
 FIRST = ""
-LAST = "\U0010ffff"
+BEYOND = "\U0010ffff"
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
     """What must hold, and the query for what breaks it.
 
-    The query answers one text per row, at most `:shown` rows, about the ids after `:after` and up to `:until`;
-    `late_s` gives it `:late`, the moment so many seconds ago. What breaks a concert's stock names the concert in a
-    second column: its sales are stopped.
+    The query answers one text per row, about the ids from `:first` up to before `:beyond`; `late_s` gives it
+    `:late`, the moment so many seconds ago. What breaks a concert's stock names the concert in a second column: its
+    sales are stopped.
     """
 
     name: str
@@ -37,4 +37,4 @@ class Promise:
 
 def part(column: str) -> str:
     """The rows of the part that is checked, by the id in `column`."""
-    return f"{column} > :after AND {column} <= :until"
+    return f"{column} >= :first AND {column} < :beyond"

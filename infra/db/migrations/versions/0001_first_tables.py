@@ -1,6 +1,6 @@
 """First tables.
 
-Frozen as it was released: what the tables are now stands in `infra/db/tables.py`, and a test compares the two.
+Frozen as it was released: what the tables are now stands in `infra/db/tables/`, and a test compares the two.
 """
 
 from collections.abc import Sequence

@@ -5,19 +5,11 @@ catalogue's tables locked or gone. The same definitions hold on SQLite and Postg
 them.
 """
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
-from enum import Enum
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
-    ColumnElement,
-    DateTime,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
@@ -26,75 +18,46 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
-    literal_column,
-    text,
 )
-from sqlalchemy.types import TypeEngine
 
 from domain.base import PaymentStatus
 from domain.booking import LIVE, PAYABLE, BookingStatus
 from domain.concert import ConcertStatus
 from domain.user import UserRole
+from infra.db.tables.columns import UtcDateTime, among, ordered, status_in, where
+
+__all__ = [
+    "CAPTURED_NOT_REFUNDED",
+    "REFUND_OPEN",
+    "UtcDateTime",
+    "among",
+    "booking_events",
+    "booking_items",
+    "bookings",
+    "buyers",
+    "concerts",
+    "idempotency_keys",
+    "leases",
+    "metadata",
+    "outbox",
+    "payment_intents",
+    "payments",
+    "promise_checks",
+    "sale_stock",
+    "sales",
+    "sessions",
+    "status_in",
+    "ticket_types",
+    "users",
+    "webhook_events",
+]
 
 # A booking has at most one of these: money that came in and has not gone back.
 CAPTURED_NOT_REFUNDED = frozenset(
     {PaymentStatus.CAPTURED, PaymentStatus.REFUND_PENDING, PaymentStatus.REFUND_FAILED}
 )
 REFUND_OPEN = frozenset({PaymentStatus.REFUND_PENDING, PaymentStatus.REFUND_FAILED})
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """Aware times in, aware UTC out. SQLite keeps text of fixed width, so that it sorts and compares."""
-
-    impl = DateTime
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """`timestamptz` on PostgreSQL, 32 characters of text on SQLite."""
-        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else DateTime(timezone=True))
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        """Raises: AssertionError for a naive time."""
-        if value is None:
-            return None
-        assert value.tzinfo is not None, "a naive time reached the database"
-        if dialect.name == "sqlite":
-            return value.astimezone(UTC).isoformat(timespec="microseconds")
-        return value
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """The same instant in UTC."""
-        if value is None:
-            return None
-        # SQLite aggregates and PostgreSQL's sessions in other zones are met here as well.
-        moment: datetime = datetime.fromisoformat(value) if isinstance(value, str) else value
-        # asyncpg keeps the first and the last moment there is as the infinities, and reads these without a zone.
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def among(column: Column[Any], values: Iterable[Enum]) -> ColumnElement[bool]:
-    """`column IN (...)` with the names in the statement's own text: bound ones match no partial index."""
-    return column.in_([literal_column(name) for name in _quoted(values)])
-
-
-def _quoted(values: Iterable[Enum]) -> list[str]:
-    # Sorted, because SQLite takes a partial index only for a list in the same order.
-    return sorted(f"'{value.value}'" for value in values)
-
-
-def status_in(column: str, values: Iterable[Enum]) -> str:
-    """`column IN (...)` as text."""
-    return f"{column} IN ({', '.join(_quoted(values))})"
-
-
-def _where(condition: str) -> dict[str, Any]:
-    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
-
-
-# Byte order, the same on both databases and in Python; also what makes comparing ids cheap.
-_ordered = Text().with_variant(Text(collation="C"), "postgresql")
 
 metadata = MetaData(
     naming_convention={
@@ -111,7 +74,7 @@ metadata = MetaData(
 users = Table(
     "users",
     metadata,
-    Column("id", _ordered, primary_key=True),
+    Column("id", ordered, primary_key=True),
     Column("email", Text, nullable=False),
     Column("name", Text, nullable=False),
     Column("role", Text, nullable=False),
@@ -124,8 +87,8 @@ users = Table(
 sessions = Table(
     "sessions",
     metadata,
-    Column("id", _ordered, primary_key=True),
-    Column("user_id", _ordered, ForeignKey("users.id"), nullable=False),
+    Column("id", ordered, primary_key=True),
+    Column("user_id", ordered, ForeignKey("users.id"), nullable=False),
     Column("token_hash", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
@@ -138,8 +101,8 @@ sessions = Table(
 concerts = Table(
     "concerts",
     metadata,
-    Column("id", _ordered, primary_key=True),
-    Column("title", _ordered, nullable=False),
+    Column("id", ordered, primary_key=True),
+    Column("title", ordered, nullable=False),
     Column("performer", Text, nullable=False),
     Column("description", Text, nullable=False),
     Column("venue", Text, nullable=False),
@@ -163,8 +126,8 @@ concerts = Table(
 ticket_types = Table(
     "ticket_types",
     metadata,
-    Column("id", _ordered, primary_key=True),
-    Column("concert_id", _ordered, ForeignKey("concerts.id"), nullable=False),
+    Column("id", ordered, primary_key=True),
+    Column("concert_id", ordered, ForeignKey("concerts.id"), nullable=False),
     Column("position", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("price_minor", Integer, nullable=False),
@@ -179,7 +142,7 @@ ticket_types = Table(
 sales = Table(
     "sales",
     metadata,
-    Column("concert_id", _ordered, primary_key=True),
+    Column("concert_id", ordered, primary_key=True),
     Column("title", Text, nullable=False),
     Column("venue", Text, nullable=False),
     Column("starts_at", UtcDateTime, nullable=False),
@@ -188,17 +151,21 @@ sales = Table(
     Column("max_tickets_per_user", Integer, nullable=False),
     Column("is_cancelled", Boolean, nullable=False),
     Column("version", Integer, nullable=False),
+    # Since when nothing is sold because its stock is broken.
+    Column("halted_at", UtcDateTime),
     CheckConstraint("version > 0", name="version"),
     CheckConstraint("max_tickets_per_user > 0", name="max_tickets_per_user"),
     # SaleStore.all_unsettled: the few that were called off.
-    Index("ix_sales_cancelled", "concert_id", **_where("is_cancelled")),
+    Index("ix_sales_cancelled", "concert_id", **where("is_cancelled")),
+    # SaleStore.halted: none, usually.
+    Index("ix_sales_halted", "concert_id", **where("halted_at IS NOT NULL")),
 )
 
 sale_stock = Table(
     "sale_stock",
     metadata,
-    Column("ticket_type_id", _ordered, primary_key=True),
-    Column("concert_id", _ordered, ForeignKey("sales.concert_id"), nullable=False),
+    Column("ticket_type_id", ordered, primary_key=True),
+    Column("concert_id", ordered, ForeignKey("sales.concert_id"), nullable=False),
     Column("position", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("price_minor", Integer, nullable=False),
@@ -214,14 +181,14 @@ sale_stock = Table(
 )
 
 # ---------------------------------------------------------------- booking: bookings
-_IS_LIVE = _where(status_in("status", LIVE))
+_IS_LIVE = where(status_in("status", LIVE))
 
 bookings = Table(
     "bookings",
     metadata,
-    Column("id", _ordered, primary_key=True),
-    Column("user_id", _ordered, nullable=False),
-    Column("concert_id", _ordered, nullable=False),
+    Column("id", ordered, primary_key=True),
+    Column("user_id", ordered, nullable=False),
+    Column("concert_id", ordered, nullable=False),
     Column("status", Text, nullable=False),
     Column("is_final", Boolean, nullable=False),
     Column("ticket_quantity", Integer, nullable=False),
@@ -233,7 +200,7 @@ bookings = Table(
     Column("is_extended", Boolean, nullable=False),
     Column("is_graced", Boolean, nullable=False),
     Column("retry_pay_at", UtcDateTime),
-    Column("payment_id", _ordered),
+    Column("payment_id", ordered),
     Column("payment_status", Text),
     Column("decline_code", Text),
     Column("version", Integer, nullable=False),
@@ -244,11 +211,11 @@ bookings = Table(
     CheckConstraint("version > 0", name="version"),
     CheckConstraint("ticket_quantity > 0", name="ticket_quantity"),
     # BookingStore.due: holds that have passed, longest due first.
-    Index("ix_bookings_hold_until", "hold_until", **_where(status_in("status", PAYABLE))),
+    Index("ix_bookings_hold_until", "hold_until", **where(status_in("status", PAYABLE))),
     # BookingStore.live_ticket_quantity (read from the index alone), live_of, SaleStore.unsettled and all_unsettled.
     Index("ix_bookings_concert_id_user_id", "concert_id", "user_id", "ticket_quantity", **_IS_LIVE),
     # SaleStore.unsettled and all_unsettled: refunds that are pending or failed.
-    Index("ix_bookings_refund", "concert_id", **_where(status_in("payment_status", REFUND_OPEN))),
+    Index("ix_bookings_refund", "concert_id", **where(status_in("payment_status", REFUND_OPEN))),
     # Reads.my_page and my_changes: a buyer's bookings, read backwards for the newest.
     Index("ix_bookings_user_id_created_at_id", "user_id", "created_at", "id"),
     # Reads.my_page of some statuses.
@@ -258,9 +225,9 @@ bookings = Table(
 booking_items = Table(
     "booking_items",
     metadata,
-    Column("booking_id", _ordered, ForeignKey("bookings.id"), nullable=False),
+    Column("booking_id", ordered, ForeignKey("bookings.id"), nullable=False),
     Column("position", Integer, nullable=False),
-    Column("ticket_type_id", _ordered, nullable=False),
+    Column("ticket_type_id", ordered, nullable=False),
     Column("name", Text, nullable=False),
     Column("quantity", Integer, nullable=False),
     Column("unit_price_minor", Integer, nullable=False),
@@ -272,13 +239,13 @@ booking_items = Table(
 booking_events = Table(
     "booking_events",
     metadata,
-    Column("booking_id", _ordered, ForeignKey("bookings.id"), nullable=False),
+    Column("booking_id", ordered, ForeignKey("bookings.id"), nullable=False),
     Column("version", Integer, nullable=False),
     Column("was", Text),
     Column("status", Text, nullable=False),
     Column("payment_status", Text),
     # With the concert it gives all changes of one concert their total order.
-    Column("concert_id", _ordered, nullable=False),
+    Column("concert_id", ordered, nullable=False),
     Column("stock_version", Integer, nullable=False),
     Column("occurred_at", UtcDateTime, nullable=False),
     # One booking's history, oldest first.
@@ -288,7 +255,7 @@ booking_events = Table(
 buyers = Table(
     "buyers",
     metadata,
-    Column("user_id", _ordered, primary_key=True),
+    Column("user_id", ordered, primary_key=True),
     Column("my_page_version", Integer, nullable=False),
     CheckConstraint("my_page_version > 0", name="my_page_version"),
 )
@@ -297,9 +264,9 @@ buyers = Table(
 payments = Table(
     "payments",
     metadata,
-    Column("id", _ordered, primary_key=True),
-    Column("booking_id", _ordered, nullable=False),
-    Column("user_id", _ordered, nullable=False),
+    Column("id", ordered, primary_key=True),
+    Column("booking_id", ordered, nullable=False),
+    Column("user_id", ordered, nullable=False),
     Column("amount_minor", Integer, nullable=False),
     Column("currency", Text, nullable=False),
     Column("status", Text, nullable=False),
@@ -321,21 +288,21 @@ payments = Table(
         "uq_payments_captured",
         "booking_id",
         unique=True,
-        **_where(status_in("status", CAPTURED_NOT_REFUNDED)),
+        **where(status_in("status", CAPTURED_NOT_REFUNDED)),
     ),
     # PaymentStore.failed_refunds, oldest first.
     Index(
         "ix_payments_failed_refund",
         "created_at",
-        **_where(status_in("status", {PaymentStatus.REFUND_FAILED})),
+        **where(status_in("status", {PaymentStatus.REFUND_FAILED})),
     ),
 )
 
 payment_intents = Table(
     "payment_intents",
     metadata,
-    Column("payment_id", _ordered, primary_key=True),
-    Column("booking_id", _ordered, nullable=False),
+    Column("payment_id", ordered, primary_key=True),
+    Column("booking_id", ordered, nullable=False),
     Column("intent_id", Text),
     Column("create_number", Integer, nullable=False),
     Column("charge_id", Text),
@@ -348,9 +315,9 @@ payment_intents = Table(
     # PaymentStore.find_booking by the processor's id.
     UniqueConstraint("intent_id"),
     # PaymentStore.open_intent and with_open_intents; a booking has one at most.
-    Index("uq_payment_intents_open", "booking_id", unique=True, **_where("NOT is_closed")),
+    Index("uq_payment_intents_open", "booking_id", unique=True, **where("NOT is_closed")),
     # PaymentStore.claim_open_intents, longest due first.
-    Index("ix_payment_intents_look_at", "look_at", **_where("look_at IS NOT NULL")),
+    Index("ix_payment_intents_look_at", "look_at", **where("look_at IS NOT NULL")),
 )
 
 webhook_events = Table(
@@ -366,7 +333,7 @@ webhook_events = Table(
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
-    Column("user_id", _ordered, nullable=False),
+    Column("user_id", ordered, nullable=False),
     Column("mutation", Text, nullable=False),
     Column("key", Text, nullable=False),
     Column("arguments_hash", Text, nullable=False),
@@ -395,4 +362,23 @@ outbox = Table(
     Index("ix_outbox_due_at_id", "due_at", "id"),
     # OutboxQueue.lag.
     Index("ix_outbox_created_at", "created_at"),
+)
+
+# ---------------------------------------------------------------- what is checked all the time
+promise_checks = Table(
+    "promise_checks",
+    metadata,
+    Column("promise", Text, primary_key=True),
+    # What broke it when all was looked at last, or has been found since then.
+    Column("broken", Integer, nullable=False),
+    # When all was looked at last; null until the first time.
+    Column("checked_at", UtcDateTime),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("worker", Text, nullable=False),
+    Column("until", UtcDateTime, nullable=False),
 )
