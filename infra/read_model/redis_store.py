@@ -203,7 +203,8 @@ class _Bounded:
 
 
 _LEASE_MS = int(LEASE_S * 1_000)
-_STATUSES = tuple(status.value for status in BookingStatus)
+# In this order a buyer's bookings are digested.
+_STATUSES = tuple(sorted(status.value for status in BookingStatus))
 
 
 class _Unreadable(Exception):
@@ -231,12 +232,10 @@ def _encode_booking(booking: Booking) -> str:
 def _digest(buyer: BuyerSnapshot) -> bytes:
     """What `scripts.DIGESTS` answers where the same is held."""
     held = [str(buyer.version), str(len(buyer.bookings))]
-    for status in BookingStatus:
-        held += sorted(
-            f"{status.value} {' '.join(booking_key(booking))} {_encode_booking(booking)}"
-            for booking in buyer.bookings
-            if booking.status is status
-        )
+    held += sorted(
+        f"{booking.status.value} {' '.join(booking_key(booking))} {_encode_booking(booking)}"
+        for booking in buyer.bookings
+    )
     return sha1("\n".join(held).encode(), usedforsecurity=False).hexdigest().encode()
 
 
