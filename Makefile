@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # How many tests run at once; they wait more than they compute, and each process has servers of its own.
 JOBS ?= 2
+# How long `make storm` lasts.
+MINUTES ?= 30
 # Handed on: make serve ARGS="--port 9000", make test ARGS="-k seat", make lock ARGS=--upgrade
 ARGS ?=
 BIN := .venv/bin
@@ -11,7 +13,7 @@ LOCK := $(BIN)/uv pip compile --generate-hashes --no-emit-index-url --no-header 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup serve test check lint types format lock schema clean
+.PHONY: help setup serve test storm check lint types format lock schema clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +25,9 @@ serve: .venv/.ready-to-serve ## Set up what serving needs, then serve on 127.0.0
 
 test: setup ## Run all tests
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
+
+storm: setup ## Kill and cut at random under load for MINUTES, and judge what is left
+	@$(BIN)/python -m tests.faults.storm --minutes $(MINUTES) $(ARGS)
 
 check: lint types test ## Format, lint, types, tests: what CI runs
 
