@@ -34,8 +34,8 @@ from tests.paying import Shop, customer, running_shop
 T = TypeVar("T")
 
 PEOPLE = ("ann", "bob", "cyd")
-# Small, so that seats run out, and with limits that people reach.
-SALES = {"c": ((3,), 2), "d": ((2, 4), 3)}
+# Small, so that seats run out, and with limits that people reach: of "c" two others together can take all.
+SALES = {"c": ((4,), 2), "d": ((2, 4), 3)}
 MANY = 50
 # So much has been done before a concert is cancelled, which ends nearly everything.
 ENOUGH = 20
@@ -135,8 +135,8 @@ class ForetoldShop:
         for user_id, concert_id in zip(PEOPLE, ("c", "c", "d"), strict=True):
             self.book(user_id, concert_id, (1, 0))
 
-    def book(self, user_id: str, concert_id: str, quantities: tuple[int, int]) -> None:
-        """Seats of one type, or of two where there are two."""
+    def book(self, user_id: str, concert_id: str, quantities: tuple[int, int]) -> bool:
+        """Seats of one type, or of two where there are two; whether they got them."""
         items = tuple((kind, n) for kind, n in zip(self._kinds(concert_id), quantities, strict=False) if n)
         expected = self.model.book(user_id, concert_id, items)
         done = self.run(self.buyer(user_id).book(concert_id, dict(items)))
@@ -144,6 +144,7 @@ class ForetoldShop:
         self.asked.append(Asked(done))
         if done.seen is not None:
             self.model.booked(done.seen.booking_id, user_id, concert_id, items)
+        return done.seen is not None
 
     def open_booking(self, which: int) -> BookingModel:
         """One of those that have something ahead, or of all if none has."""
@@ -194,10 +195,11 @@ class ForetoldShop:
         """Its owner takes another seat of the same type."""
         self.book(booking.user_id, booking.concert_id, (1, 0))
 
-    def rival_books(self, booking: BookingModel) -> None:
-        """Somebody takes a seat of the same type."""
-        rival = next(name for name in PEOPLE if name != booking.user_id)
-        self.book(rival, booking.concert_id, (1, 0))
+    def rivals_take_the_rest(self, booking: BookingModel) -> None:
+        """Everybody else takes what they may of the same type."""
+        for rival in PEOPLE:
+            while rival != booking.user_id and self.book(rival, booking.concert_id, (1, 0)):
+                pass
 
     def let_hold_pass(self, booking: BookingModel) -> None:
         """Its time to pay is over."""
