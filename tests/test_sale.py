@@ -124,7 +124,9 @@ def test_a_cancelled_concert_is_told_before_its_window() -> None:
         (timedelta(hours=1), "SALES_CLOSED", None),
     ],
 )
-def test_halted_sales_are_told_within_the_window(at: timedelta, code: str, retry_after_ms: int | None) -> None:
+def test_halted_sales_are_told_within_the_window(
+    at: timedelta, code: str, retry_after_ms: int | None
+) -> None:
     """Outside of it nothing would be sold anyway, and that is the better answer."""
     with pytest.raises(SalesClosed) as refusal:
         check_window(replace(a_sale(1), halted_at=NOW), NOW + at)

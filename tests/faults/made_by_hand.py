@@ -63,9 +63,25 @@ def operation(kind: Kind, user_id: str, key: str, asked_s: float, code: str, **f
 
 def a_run() -> Evidence:
     """Ann buys one of three seats; Bob holds two and lets them expire; Cyd books, hears nothing, and cancels."""
+    return Evidence(
+        history=History([Opening("c", 1, 2, (("t", 3),))], _operations(), wall_offset_s=0.0),
+        final=_final(),
+        ledger=[LedgerRow("pi_1", "b1", 100, "EUR", "succeeded", 0, refunds=0)],
+        samples=[
+            Sample("c", 5.0, 5.1, 1, stock(0, 0)),
+            Sample("c", 11.6, 11.7, 3, stock(0, 1)),
+            Sample("c", 70.0, 70.1, 7, stock(0, 1)),
+        ],
+        recordings=_recordings(),
+        read_model=[],
+        is_calm=True,
+    )
+
+
+def _operations() -> list[Operation]:
     book, pay, cancel = Kind.BOOK, Kind.PAY, Kind.CANCEL
     two, one = (("t", 2),), (("t", 1),)
-    operations = [
+    return [
         operation(book, "ann", "k1", 10, "BookConcertSuccess", concert_id="c", wanted=one, seen=seen("b1", 1, A, 1)),
         operation(pay, "ann", "k2", 11, "PayBookingSuccess", booking_id="b1", seen=seen("b1", 1, OK, 3, "CAPTURED")),
         operation(book, "bob", "k3", 12, "BookConcertSuccess", concert_id="c", wanted=two, seen=seen("b2", 2, A, 1)),
@@ -82,7 +98,10 @@ def a_run() -> Evidence:
         operation(cancel, "cyd", "k8", 62, "CancelBookingSuccess", booking_id="b3", seen=seen("b3", 1, C, 2)),
         operation(book, "dan", "k9", 63, "ReadTimeout", concert_id="c", wanted=one, outcome=Outcome.UNKNOWN),
     ]  # fmt: skip
-    final = Final(
+
+
+def _final() -> Final:
+    return Final(
         sales=(SaleRow("c", 7, False, 2, stock(0, 1)),),
         bookings=(
             booking("b1", "ann", 1, OK, 3),
@@ -109,39 +128,30 @@ def a_run() -> Evidence:
         ),
         waiting=0,
     )
-    return Evidence(
-        history=History([Opening("c", 1, 2, (("t", 3),))], operations, wall_offset_s=0.0),
-        final=final,
-        ledger=[LedgerRow("pi_1", "b1", 100, "EUR", "succeeded", 0, refunds=0)],
-        samples=[
-            Sample("c", 5.0, 5.1, 1, stock(0, 0)),
-            Sample("c", 11.6, 11.7, 3, stock(0, 1)),
-            Sample("c", 70.0, 70.1, 7, stock(0, 1)),
-        ],
-        recordings=[
-            Recording(
-                "counts",
-                ("c",),
-                [
-                    Heard(5.0, Mark.CONNECTED),
-                    heard(5.1, 1, 0, 0),
-                    heard(12.6, 4, 2, 1),
-                    Heard(13.0, Mark.CONNECTED),
-                    heard(13.1, 4, 2, 1),
-                    Heard(14.0, Mark.PAUSED),
-                    Heard(69.0, Mark.RESUMED),
-                    heard(70.0, 7, 0, 1),
-                ],
-            ),
-            Recording(
-                "booking",
-                ("b2",),
-                [Heard(13.0, None, "b2", 1, status=A), Heard(52.0, None, "b2", 2, status=X)],
-            ),
-        ],
-        read_model=[],
-        is_calm=True,
-    )
+
+
+def _recordings() -> list[Recording]:
+    return [
+        Recording(
+            "counts",
+            ("c",),
+            [
+                Heard(5.0, Mark.CONNECTED),
+                heard(5.1, 1, 0, 0),
+                heard(12.6, 4, 2, 1),
+                Heard(13.0, Mark.CONNECTED),
+                heard(13.1, 4, 2, 1),
+                Heard(14.0, Mark.PAUSED),
+                Heard(69.0, Mark.RESUMED),
+                heard(70.0, 7, 0, 1),
+            ],
+        ),
+        Recording(
+            "booking",
+            ("b2",),
+            [Heard(13.0, None, "b2", 1, status=A), Heard(52.0, None, "b2", 2, status=X)],
+        ),
+    ]
 
 
 def heard(at_s: float, version: int, held: int, sold: int, *, available: int | None = None) -> Heard:
