@@ -23,6 +23,7 @@ from infra.event_stream.backends import Backend
 REGISTER_LIMIT_S = 1.0
 PUBLISH_LIMIT_S = 1.0
 CONNECT_LIMIT_S = 1.0
+CANCEL_AGAIN_S = 0.1
 PUBLISH_CONNECTIONS_MAX = 16
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
@@ -76,8 +77,10 @@ class RedisBackend(Backend):
 
     async def disconnect(self) -> None:
         """Give up the connections."""
-        self._keeper.cancel()
-        await asyncio.wait([self._keeper])
+        # Before Python 3.13 a TaskGroup loses a cancel that comes just as one of its tasks fails.
+        while not self._keeper.done():
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper], timeout=CANCEL_AGAIN_S)
         await self._publisher.aclose()
 
     async def subscribe(self, group: str) -> None:

@@ -47,7 +47,7 @@ WORKERS_POINTS = (
     "gateway.cancel_intent",
     "gateway.refund_intent",
 )
-POINTS_MAX = int(os.environ.get("FRONTROW_TEST_POINTS", "3"))
+POINTS_MAX = int(os.environ.get("FRONTROW_TEST_POINTS", "2"))
 FAULTS = ("kill", "cancel", "error", "pause")
 FOLLOWS_WITHIN_S = 2.0
 PAUSE_S = 0.1

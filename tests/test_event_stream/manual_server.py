@@ -27,6 +27,11 @@ class ManualServer:
         head = (len(kind), kind, len(channel), channel)
         self._writer.write(b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % head + tail)
 
+    def drop(self) -> None:
+        """The connection is reset."""
+        assert self._writer is not None
+        self._writer.transport.abort()
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until the client closes it."""
         self._writer = writer

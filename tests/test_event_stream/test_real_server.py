@@ -136,6 +136,20 @@ async def test_closing_is_prompt_while_the_server_is_frozen(valkey: ValkeyServer
         assert [item async for item in listener] == []
 
 
+async def test_closing_is_prompt_in_whatever_moment_the_connection_dies() -> None:
+    """The loss is heard of some steps of the event loop after it: one close of these falls into each of them."""
+    for steps in range(25):
+        async with (
+            running_manual_server() as server,
+            asyncio.timeout(LIMIT_S),
+            redis_event_stream(server.url) as stream,
+        ):
+            await until_connected(stream, True)
+            server.drop()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+
+
 async def test_unreadable_announcement_is_a_resync(
     valkey: ValkeyServer, redis_stream: BroadcastEventStream
 ) -> None:
