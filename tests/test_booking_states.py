@@ -221,8 +221,8 @@ def test_a_payment_moves_only_as_its_table_says(status: PaymentStatus, to: Payme
 
 
 def test_money_that_went_back_never_comes_again() -> None:
-    """REFUNDED is the end, and captured money can only go back."""
-    assert PAYMENT_TRANSITIONS[PaymentStatus.REFUNDED] == frozenset()
+    """What was refunded can at most come back from the buyer's bank, and captured money can only go back."""
+    assert PAYMENT_TRANSITIONS[PaymentStatus.REFUNDED] == {PaymentStatus.REFUND_FAILED}
     assert PAYMENT_TRANSITIONS[PaymentStatus.CAPTURED] == {
         PaymentStatus.REFUND_PENDING,
         PaymentStatus.REFUNDED,
