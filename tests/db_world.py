@@ -179,8 +179,8 @@ async def hold(unit: SqlWriteUnit, sale: Sale, booking: Booking) -> Sale:
     held = sale.with_held(wanted)
     await unit.bookings.add(booking)
     await unit.sales.save(sale, held)
-    await unit.bookings.add_event(booking, was=None, stock_version=held.version)
-    await unit.bookings.raise_my_page_version(booking.user_id)
+    await unit.bookings.add_events([(None, booking)], stock_version=held.version)
+    await unit.bookings.raise_my_page_versions([booking.user_id])
     return held
 
 
@@ -188,7 +188,7 @@ async def put_booking(database: Database, booking: Booking) -> Booking:
     """The booking is there, whatever the stock says."""
     async with database.write() as unit:
         await unit.bookings.add(booking)
-        await unit.bookings.raise_my_page_version(booking.user_id)
+        await unit.bookings.raise_my_page_versions([booking.user_id])
         await unit.commit()
     return booking
 

@@ -25,6 +25,7 @@ from tests.db_world import (
     hold,
     open_sale,
     put_booking,
+    recorded,
     run_sql,
     types_of,
 )
@@ -237,8 +238,8 @@ async def test_booking_is_read_back_as_it_was_written(database: Database) -> Non
     )
     async with database.write() as unit:
         assert await unit.bookings.lock([both.id]) == [both]
-        await unit.bookings.save(both, changed)
-        await unit.bookings.add_event(changed, was=both.status, stock_version=7)
+        await unit.bookings.save([(both, changed)])
+        await unit.bookings.add_events([(both, changed)], stock_version=7)
         await unit.commit()
     assert await database.reads.bookings([both.id]) == {both.id: changed}
     async with database.readers.single() as statements:
@@ -255,12 +256,12 @@ async def test_stale_booking_is_not_saved(database: Database) -> None:
     booking = await put_booking(database, a_booking(await open_sale(database, a_sale())))
     expired = replace(booking, status=BookingStatus.EXPIRED, version=2)
     async with database.write() as unit:
-        await unit.bookings.save(booking, expired)
+        await unit.bookings.save([(booking, expired)])
         await unit.commit()
     for stale in (booking, replace(booking, version=2), replace(expired, version=1)):
         with pytest.raises(AssertionError):
             async with database.write() as unit:
-                await unit.bookings.save(stale, replace(stale, status=BookingStatus.CANCELLED, version=9))
+                await unit.bookings.save([(stale, replace(stale, status=BookingStatus.CANCELLED, version=9))])
     assert await database.reads.bookings([booking.id]) == {booking.id: expired}
 
 
@@ -283,11 +284,11 @@ async def test_due_and_live_bookings_are_found(database: Database) -> None:
     pending = a_booking(sale, "b4", hold_until=NOW)
     cancelled = a_booking(sale, "b5", hold_until=NOW + timedelta(minutes=5))
     async with database.write() as unit:
-        await unit.bookings.save(pending, replace(pending, status=BookingStatus.PAYMENT_PENDING))
-        await unit.bookings.save(
-            cancelled,
-            replace(cancelled, status=BookingStatus.CANCELLED, payment_status=PaymentStatus.REFUND_FAILED),
+        await unit.bookings.save([(pending, replace(pending, status=BookingStatus.PAYMENT_PENDING))])
+        refund_failed = replace(
+            cancelled, status=BookingStatus.CANCELLED, payment_status=PaymentStatus.REFUND_FAILED
         )
+        await unit.bookings.save([(cancelled, refund_failed)])
         due = await unit.bookings.due(NOW + timedelta(minutes=2), limit=10)
         assert due == [(sale.concert_id, "b2"), (sale.concert_id, "b3")]
         assert len(await unit.bookings.due(NOW + timedelta(minutes=9), limit=2)) == 2
@@ -298,12 +299,43 @@ async def test_due_and_live_bookings_are_found(database: Database) -> None:
         assert await unit.sales.unsettled(ConcertId("other")) == (0, 0)
 
 
+async def test_many_bookings_are_saved_together(database: Database) -> None:
+    """Forty cost as many statements as two; where one is not as it was read, none is saved."""
+    sale = await open_sale(database, a_sale())
+    old = [await put_booking(database, a_booking(sale, f"b{n:02}")) for n in range(40)]
+    new = [replace(each, status=BookingStatus.CANCELLED, version=2) for each in old]
+    for changes in ([*zip(old, new, strict=True)][:2], [*zip(old, new, strict=True)][2:]):
+        with recorded(database) as seen:
+            async with database.write() as unit:
+                await unit.bookings.save(changes)
+                await unit.bookings.add_events(changes, stock_version=1)
+                await unit.commit()
+        assert len(seen) == 3
+    assert await database.reads.bookings([each.id for each in old]) == {each.id: each for each in new}
+    newer = [replace(each, version=3) for each in new]
+    stale = replace(new[7], version=9)
+    with pytest.raises(AssertionError, match="read before"):
+        async with database.write() as unit:
+            await unit.bookings.save([*zip(new[:7], newer[:7], strict=True), (stale, newer[7])])
+    assert (await database.reads.bookings([old[0].id]))[old[0].id] == new[0]
+
+
+async def test_each_change_of_a_buyer_has_a_version(database: Database) -> None:
+    """Two of one buyer and one of another at once; the next goes on from there."""
+    ada, eve = UserId("ada"), UserId("eve")
+    async with database.write() as unit:
+        assert await unit.bookings.raise_my_page_versions([ada, eve, ada]) == [1, 1, 2]
+        assert await unit.bookings.raise_my_page_versions([eve, ada]) == [2, 3]
+        await unit.commit()
+    assert [await database.reads.my_page_version(user) for user in (ada, eve)] == [3, 2]
+
+
 async def test_my_page_version_counts_without_gaps(database: Database) -> None:
     """Forty parallel changes of one buyer get the numbers 1 to 40."""
 
     async def change() -> int:
         async with database.write() as unit:
-            version = await unit.bookings.raise_my_page_version(UserId("ada"))
+            (version,) = await unit.bookings.raise_my_page_versions([UserId("ada")])
             await unit.commit()
             return version
 
@@ -320,7 +352,7 @@ async def test_late_capture_is_judged_by_the_limit_of_that_day(database: Databas
     await put_booking(database, a_booking(sale, "b3", user="eve"))
     await run_sql(database, "UPDATE sales SET max_tickets_per_user = 8")
     async with database.write() as unit:
-        await unit.bookings.save(late, replace(late, status=BookingStatus.APPROVED, version=2))
+        await unit.bookings.save([(late, replace(late, status=BookingStatus.APPROVED, version=2))])
         await unit.commit()
     async with database.readers.single() as statements:
         rows = await statements.rows(

@@ -45,7 +45,7 @@ async def opened(
 async def raise_version(database: Database, user: str = "ada") -> int:
     """The smallest write there is."""
     async with database.write() as unit:
-        version = await unit.bookings.raise_my_page_version(UserId(user))
+        (version,) = await unit.bookings.raise_my_page_versions([UserId(user)])
         await unit.commit()
     return version
 
@@ -74,7 +74,7 @@ async def test_writer_that_waits_too_long_is_told_so(database_url: str) -> None:
             async with asyncio.timeout(5):
                 with pytest.raises(Overloaded):
                     await raise_version(database)
-            assert await unit.bookings.raise_my_page_version(UserId("ada")) == 1
+            assert await unit.bookings.raise_my_page_versions([UserId("ada")]) == [1]
             await unit.commit()
         assert await raise_version(database) == 2
 
@@ -88,7 +88,7 @@ async def test_newcomers_do_not_overtake(database_url: str) -> None:
         async def write(number: int) -> None:
             async with database.write() as unit:
                 served.append(number)
-                await unit.bookings.raise_my_page_version(UserId("ada"))
+                await unit.bookings.raise_my_page_versions([UserId("ada")])
 
         async with asyncio.TaskGroup() as tasks:
             for number in range(200):
@@ -147,7 +147,7 @@ async def test_sqlite_locked_by_another_process_is_away(sqlite_database_url: str
     """After the busy time-out, not for ever; readers are not disturbed, and it heals."""
     async with opened(sqlite_database_url) as database, opened(sqlite_database_url) as other:
         async with other.write() as unit:
-            await unit.bookings.raise_my_page_version(UserId("eve"))
+            await unit.bookings.raise_my_page_versions([UserId("eve")])
             with pytest.raises(DatabaseAway):
                 await raise_version(database)
             assert await database.reads.my_page_version(UserId("eve")) == 0
@@ -238,7 +238,7 @@ async def test_lock_that_is_not_given_is_away(postgres_database_url: str) -> Non
     """A writer that waits for a row too long gives up, whole."""
     async with opened(postgres_database_url) as database:
         async with database.write() as unit:
-            await unit.bookings.raise_my_page_version(UserId("ada"))
+            await unit.bookings.raise_my_page_versions([UserId("ada")])
             with pytest.raises(DatabaseAway):
                 await raise_version(database)
             await unit.commit()
@@ -254,9 +254,9 @@ async def test_deadlock_is_away_for_one_of_the_two(postgres_database_url: str) -
         async def write(*users: str) -> bool:
             try:
                 async with database.write() as unit:
-                    await unit.bookings.raise_my_page_version(UserId(users[0]))
+                    await unit.bookings.raise_my_page_versions([UserId(users[0])])
                     await both_hold.wait()
-                    await unit.bookings.raise_my_page_version(UserId(users[1]))
+                    await unit.bookings.raise_my_page_versions([UserId(users[1])])
                     await unit.commit()
             except DatabaseAway:
                 return False
@@ -295,7 +295,7 @@ async def test_restarted_server_is_not_noticed_by_who_comes_later(own_postgres: 
         await fill_pools(database, 5)
         with pytest.raises(DatabaseAway):
             async with database.write() as unit:
-                await unit.bookings.raise_my_page_version(UserId("ada"))
+                await unit.bookings.raise_my_page_versions([UserId("ada")])
                 await asyncio.to_thread(own_postgres.restart)
                 await unit.commit()
         assert await asyncio.gather(*(raise_version(database, f"u{n}") for n in range(5))) == [1] * 5

@@ -46,11 +46,11 @@ async def test_attempt_is_read_back_as_it_was_written(database: Database) -> Non
         await unit.payments.add(second)
         await unit.payments.add(first)
         assert await unit.payments.of_booking(BOOKING.id) == [first, second]
-        await unit.payments.save(first, captured)
+        await unit.payments.save((first, captured))
         assert await unit.payments.get(first.id) == captured
         assert await unit.payments.get(PaymentId("none")) is None
         with pytest.raises(AssertionError):
-            await unit.payments.save(first, replace(first, status=PaymentStatus.DECLINED))
+            await unit.payments.save((first, replace(first, status=PaymentStatus.DECLINED)))
         await unit.commit()
     assert await database.reads.payments([first.id, second.id]) == {first.id: captured, second.id: second}
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from domain.base import BookingId, ConcertId, DomainError, PaymentId, SessionId, TicketTypeId, UserId
-from domain.booking import Booking, BookingStatus, Sale
+from domain.booking import Booking, Sale
 from domain.concert import Concert, TicketType
 from domain.events import Event
 from domain.payment import Payment
@@ -148,20 +148,25 @@ class BookingStore(Protocol):
         """Whether it ever was APPROVED."""
         ...
 
-    async def save(self, old: Booking, new: Booking) -> None:
-        """Compare-and-set on status and version. Raises: AssertionError where the row is not as in `old`."""
+    async def save(self, changes: Sequence[tuple[Booking, Booking]]) -> None:
+        """Compare-and-set on status and version. Raises: AssertionError where a row is not as in the old one."""
         ...
 
-    async def add_event(self, booking: Booking, *, was: BookingStatus | None, stock_version: int) -> None:
-        """One row of the booking's history."""
+    async def add_events(
+        self, changes: Sequence[tuple[Booking | None, Booking]], *, stock_version: int
+    ) -> None:
+        """One row of each booking's history."""
         ...
 
     async def live_ticket_quantity(self, user_id: UserId, concert_id: ConcertId) -> int:
         """The tickets of all live bookings of one person for one concert. Read it under the sale's lock."""
         ...
 
-    async def raise_my_page_version(self, user_id: UserId) -> int:
-        """The buyer's next version, without gaps. Locks the buyer's row: the last lock to be taken."""
+    async def raise_my_page_versions(self, user_ids: Sequence[UserId]) -> list[int]:
+        """The next version for each, without gaps; who is named twice has two.
+
+        Locks the buyers' rows by id: the last locks to be taken.
+        """
         ...
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[ConcertId, BookingId]]:
@@ -215,8 +220,12 @@ class PaymentStore(Protocol):
         """All attempts of a booking, oldest first. Read it under the booking's lock."""
         ...
 
-    async def save(self, old: Payment, new: Payment) -> None:
-        """Compare-and-set on the status. Raises: AssertionError where the row is not as in `old`."""
+    async def of_bookings(self, booking_ids: Sequence[BookingId]) -> Mapping[BookingId, list[Payment]]:
+        """All attempts of those bookings that have any, oldest first. Read it under the bookings' locks."""
+        ...
+
+    async def save(self, *changes: tuple[Payment, Payment]) -> None:
+        """Compare-and-set on the status. Raises: AssertionError where a row is not as in the old one."""
         ...
 
     async def get(self, payment_id: PaymentId) -> Payment | None:
@@ -285,8 +294,8 @@ class PaymentStore(Protocol):
 class Outbox(Protocol):
     """Events that must be told, committed with what they tell of."""
 
-    async def add(self, event: Event) -> None:
-        """Tell it after the commit, at least once."""
+    async def add(self, *events: Event) -> None:
+        """Tell them after the commit, at least once."""
         ...
 
 

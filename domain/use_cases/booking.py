@@ -5,7 +5,7 @@ the buyer's my-page version and one outbox row that carries whole states.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -182,6 +182,7 @@ async def cancel_booking(deps: Deps, viewer: Viewer, command: CancelBooking) -> 
 async def cancel_locked(unit: WriteUnit, bookings: Sequence[Booking], *, sale: Sale) -> list[Booking]:
     """Cancel live bookings of one sale; bookings and sale are locked. Refunds and open intents follow by event."""
     now = await unit.now()
+    payments = await _with_refunds(unit, await _payments_of(unit, bookings), now)
     changes: list[tuple[Booking | None, Booking]] = []
     moved = sale
     for booking in bookings:
@@ -189,37 +190,44 @@ async def cancel_locked(unit: WriteUnit, bookings: Sequence[Booking], *, sale: S
             moved = moved.with_sold_released(booking.quantities)
         else:
             moved = moved.with_hold_released(booking.quantities)
-        cancelled = booking.after(Action.CANCEL, now)
-        if booking.payment_id is not None:
-            cancelled = showing(cancelled, await _with_refund(unit, booking.id, now))
+        cancelled = showing(booking.after(Action.CANCEL, now), payments.get(booking.id, []))
         changes.append((booking, cancelled))
     await record(unit, changes, sale=sale, moved=moved)
     await abandon_intents(unit, bookings)
     return [cancelled for _, cancelled in changes]
 
 
-async def _with_refund(unit: WriteUnit, booking_id: BookingId, now: datetime) -> list[Payment]:
-    """The booking's attempts, the captured one now to be refunded."""
-    payments = []
-    for payment in await unit.payments.of_booking(booking_id):
-        if payment.status is PaymentStatus.CAPTURED:
-            payment = await request_refund(unit, payment, now)
-        payments.append(payment)
-    return payments
+async def _payments_of(unit: WriteUnit, bookings: Sequence[Booking]) -> Mapping[BookingId, Sequence[Payment]]:
+    """The attempts of those bookings that have any, oldest first."""
+    return await unit.payments.of_bookings([each.id for each in bookings if each.payment_id is not None])
 
 
-async def request_refund(unit: WriteUnit, payment: Payment, now: datetime) -> Payment:
+async def _with_refunds(
+    unit: WriteUnit, payments: Mapping[BookingId, Sequence[Payment]], now: datetime
+) -> Mapping[BookingId, Sequence[Payment]]:
+    """The same attempts, the captured ones now to be refunded."""
+    every = [each for attempts in payments.values() for each in attempts]
+    captured = [each for each in every if each.status is PaymentStatus.CAPTURED]
+    refunding = dict(zip(captured, await request_refunds(unit, captured, now), strict=True))
+    return {
+        booking_id: [refunding.get(each, each) for each in attempts]
+        for booking_id, attempts in payments.items()
+    }
+
+
+async def request_refunds(unit: WriteUnit, payments: Sequence[Payment], now: datetime) -> list[Payment]:
     """The money goes back once this transaction is committed."""
-    refunding = payment.becoming(PaymentStatus.REFUND_PENDING, now)
-    await unit.payments.save(payment, refunding)
-    await unit.outbox.add(RefundRequested(payment.booking_id, payment.id))
+    refunding = [payment.becoming(PaymentStatus.REFUND_PENDING, now) for payment in payments]
+    if refunding:
+        await unit.payments.save(*zip(payments, refunding, strict=True))
+        await unit.outbox.add(*(RefundRequested(payment.booking_id, payment.id) for payment in payments))
     return refunding
 
 
 async def abandon_intents(unit: WriteUnit, bookings: Sequence[Booking]) -> None:
     """Have the live intents of bookings that are over cancelled at the processor, after the commit."""
-    for booking_id in sorted(await unit.payments.with_open_intents([booking.id for booking in bookings])):
-        await unit.outbox.add(IntentAbandoned(booking_id))
+    open_ids = await unit.payments.with_open_intents([booking.id for booking in bookings])
+    await unit.outbox.add(*(IntentAbandoned(booking_id) for booking_id in sorted(open_ids)))
 
 
 async def expire_due(deps: Deps, *, limit: int = 500) -> int:
@@ -254,13 +262,12 @@ async def _expire(deps: Deps, booking_ids: Sequence[BookingId]) -> int:
         if not passed:
             return 0
         sale = await lock_sale_of(unit, passed[0])
+        payments = await _payments_of(unit, passed)
         moved = sale
         changes: list[tuple[Booking | None, Booking]] = []
         for booking in passed:
             moved = moved.with_hold_released(booking.quantities)
-            expired = booking.after(Action.EXPIRE, now)
-            if booking.payment_id is not None:
-                expired = showing(expired, await unit.payments.of_booking(booking.id))
+            expired = showing(booking.after(Action.EXPIRE, now), payments.get(booking.id, []))
             changes.append((booking, expired))
         await record(unit, changes, sale=sale, moved=moved)
         await abandon_intents(unit, passed)
@@ -336,19 +343,17 @@ async def record(
     for old, new in changes:
         if old is None:
             await unit.bookings.add(new)
-        else:
-            await unit.bookings.save(old, new)
+    known = [(old, new) for old, new in changes if old is not None]
+    if known:
+        await unit.bookings.save(known)
     if moved is not None:
         await unit.sales.save(sale, moved)
-    for old, new in changes:
-        was = None if old is None else old.status
-        await unit.bookings.add_event(new, was=was, stock_version=current.version)
-    # Buyer rows are the last locks, by id; the last event alone needs to carry the stock.
-    ordered = sorted((new for _, new in changes), key=lambda booking: booking.user_id)
-    for position, booking in enumerate(ordered, start=1):
-        version = await unit.bookings.raise_my_page_version(booking.user_id)
-        told = moved if position == len(ordered) else None
-        await unit.outbox.add(BookingChanged(booking, current.facts, told, version))
+    await unit.bookings.add_events(changes, stock_version=current.version)
+    # Buyer rows are the last locks; the last event alone needs to carry the stock.
+    changed = [new for _, new in changes]
+    versions = await unit.bookings.raise_my_page_versions([booking.user_id for booking in changed])
+    events = [BookingChanged(b, current.facts, None, v) for b, v in zip(changed, versions, strict=True)]
+    await unit.outbox.add(*events[:-1], replace(events[-1], sale=moved))
 
 
 def showing(booking: Booking, payments: Sequence[Payment]) -> Booking:

@@ -21,7 +21,7 @@ from domain.payment import (
     RequestRefused,
 )
 from domain.ports import Deps, IntentRecord, OpenIntent, WriteUnit
-from domain.use_cases.booking import lock_sale_of, record, request_refund, sale_of, showing
+from domain.use_cases.booking import lock_sale_of, record, request_refunds, sale_of, showing
 
 RECONCILE_LEASE_S = 15.0
 # Between two looks at an open intent; the last one repeats.
@@ -54,7 +54,7 @@ class _Case:
     async def move_attempt(self, status: PaymentStatus, *, decline_code: str | None = None) -> None:
         """Write the attempt's new standing."""
         moved = self.attempt.becoming(status, self.now, decline_code=decline_code)
-        await self.unit.payments.save(self.attempt, moved)
+        await self.unit.payments.save((self.attempt, moved))
         self.show_attempt(moved)
 
     def show_attempt(self, moved: Payment) -> None:
@@ -153,7 +153,8 @@ async def _captured(case: _Case) -> None:
         is_within_limit = owned + case.old.ticket_quantity <= sale.max_tickets_per_user
         is_approvable = is_within_limit and sale.has_seats(case.old.quantities)
     if not is_approvable or sale is None:
-        case.show_attempt(await request_refund(case.unit, case.attempt, case.now))
+        (refunding,) = await request_refunds(case.unit, [case.attempt], case.now)
+        case.show_attempt(refunding)
         await _record_touched(case)
         return
     moved = (
@@ -231,7 +232,7 @@ async def mark_unknown(deps: Deps, booking_id: BookingId, payment_id: PaymentId)
             return Settled(booking, attempt)
         now = await unit.now()
         unknown = attempt.becoming(PaymentStatus.UNKNOWN, now)
-        await unit.payments.save(attempt, unknown)
+        await unit.payments.save((attempt, unknown))
         payments[payments.index(attempt)] = unknown
         touched = showing(booking.touched(now), payments)
         await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
@@ -364,7 +365,7 @@ async def _refund_ended(deps: Deps, event: RefundRequested, status: RefundStatus
         now = await unit.now()
         is_through = status is RefundStatus.SUCCEEDED
         ended = payment.becoming(PaymentStatus.REFUNDED if is_through else PaymentStatus.REFUND_FAILED, now)
-        await unit.payments.save(payment, ended)
+        await unit.payments.save((payment, ended))
         payments[payments.index(payment)] = ended
         touched = showing(booking.touched(now), payments)
         await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
@@ -384,7 +385,8 @@ async def retry_failed_refunds(deps: Deps, *, limit: int = 1_000) -> int:
             if payment.status is not PaymentStatus.REFUND_FAILED:
                 continue
             now = await unit.now()
-            payments[payments.index(payment)] = await request_refund(unit, payment, now)
+            (refunding,) = await request_refunds(unit, [payment], now)
+            payments[payments.index(payment)] = refunding
             await unit.payments.raise_refund_number(payment.id)
             touched = showing(booking.touched(now), payments)
             await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)

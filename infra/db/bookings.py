@@ -1,8 +1,9 @@
 """Bookings, their items, their history, and the buyers' versions."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Row, bindparam, func, select, update
@@ -74,44 +75,63 @@ class SqlBookingStore:
         )
         return row is not None
 
-    async def save(self, old: Booking, new: Booking) -> None:
-        """Compare-and-set on status and version. Raises: AssertionError where the row is not as in `old`."""
-        as_read = {"of_booking": old.id, "was_status": old.status.value, "was_version": old.version}
-        changed = await self._statements.change(_SAVE, as_read | _changing(new))
-        assert changed == 1, "the booking was locked and read before"
-        if old.status is BookingStatus.EXPIRED and new.status in LIVE:
-            await self._note_limit(new)
+    async def save(self, changes: Sequence[tuple[Booking, Booking]]) -> None:
+        """Compare-and-set on status and version. Raises: AssertionError where a row is not as in the old one."""
+        rows = [
+            {"of_booking": old.id, "was_status": old.status.value, "was_version": old.version}
+            | _changing(new)
+            for old, new in changes
+        ]
+        is_changed = await self._statements.change_each(
+            _SAVE, rows, check=partial(self._are_written, changes)
+        )
+        assert is_changed, "the bookings were locked and read before"
+        for old, new in changes:
+            if old.status is BookingStatus.EXPIRED and new.status in LIVE:
+                await self._note_limit(new)
 
-    async def add_event(self, booking: Booking, *, was: BookingStatus | None, stock_version: int) -> None:
-        """One row of the booking's history."""
-        row = {
-            "booking_id": booking.id,
-            "version": booking.version,
-            "was": None if was is None else was.value,
-            "status": booking.status.value,
-            "payment_status": None if booking.payment_status is None else booking.payment_status.value,
-            "concert_id": booking.concert_id,
-            "stock_version": stock_version,
-            "occurred_at": booking.updated_at,
-        }
-        await self._statements.change(booking_events.insert(), row)
+    async def add_events(
+        self, changes: Sequence[tuple[Booking | None, Booking]], *, stock_version: int
+    ) -> None:
+        """One row of each booking's history."""
+        rows = [
+            {
+                "booking_id": new.id,
+                "version": new.version,
+                "was": None if old is None else old.status.value,
+                "status": new.status.value,
+                "payment_status": None if new.payment_status is None else new.payment_status.value,
+                "concert_id": new.concert_id,
+                "stock_version": stock_version,
+                "occurred_at": new.updated_at,
+            }
+            for old, new in changes
+        ]
+        await self._statements.change(booking_events.insert(), rows)
 
     async def live_ticket_quantity(self, user_id: UserId, concert_id: ConcertId) -> int:
         """The tickets of all live bookings of one person for one concert. Read it under the sale's lock."""
         (row,) = await self._statements.rows(_LIVE_TICKETS, {"of_concert": concert_id, "of_user": user_id})
         return int(row[0])
 
-    async def raise_my_page_version(self, user_id: UserId) -> int:
-        """The buyer's next version, without gaps. Locks the buyer's row: the last lock to be taken."""
-        next_version = (
-            self._statements.insert(buyers)
-            .on_conflict_do_update(
-                index_elements=["user_id"], set_={"my_page_version": buyers.c.my_page_version + 1}
-            )
-            .returning(buyers.c.my_page_version)
+    async def raise_my_page_versions(self, user_ids: Sequence[UserId]) -> list[int]:
+        """The next version for each, without gaps; who is named twice has two. Locks the buyers' rows by id."""
+        raised = Counter(user_ids)
+        insert = self._statements.insert(buyers)
+        next_versions = insert.on_conflict_do_update(
+            index_elements=["user_id"],
+            set_={"my_page_version": buyers.c.my_page_version + insert.excluded.my_page_version},
+        ).returning(buyers.c.user_id, buyers.c.my_page_version)
+        rows = await self._statements.rows(
+            next_versions,
+            [{"user_id": user_id, "my_page_version": raised[user_id]} for user_id in sorted(raised)],
         )
-        (row,) = await self._statements.rows(next_version, {"user_id": user_id, "my_page_version": 1})
-        return int(row[0])
+        before = {UserId(row.user_id): row.my_page_version - raised[row.user_id] for row in rows}
+        versions = []
+        for user_id in user_ids:
+            before[user_id] += 1
+            versions.append(before[user_id])
+        return versions
 
     async def due(self, now: datetime, *, limit: int) -> list[tuple[ConcertId, BookingId]]:
         """Bookings whose hold has passed, longest due first, without locking."""
@@ -131,6 +151,11 @@ class SqlBookingStore:
             .limit(limit)
         )
         return sorted(BookingId(row.id) for row in rows)
+
+    async def _are_written(self, changes: Sequence[tuple[Booking, Booking]]) -> bool:
+        ours = self._statements.one_of(bookings.c.id, [new.id for _, new in changes])
+        rows = await self._statements.rows(select(bookings.c.id, bookings.c.version).where(ours))
+        return {row.id: row.version for row in rows} == {new.id: new.version for _, new in changes}
 
     async def _note_limit(self, booking: Booking) -> None:
         """Seats were taken anew under today's limit: it is the one in force for all the person's bookings."""

@@ -7,7 +7,7 @@ starve another.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
@@ -183,6 +183,19 @@ class Statements:
     async def change(self, statement: Executable, parameters: Parameters = None) -> int:
         """How many rows were written."""
         return (await self._run(statement, parameters)).rowcount
+
+    async def change_each(
+        self,
+        statement: Executable,
+        rows: Sequence[Mapping[str, object]],
+        *,
+        check: Callable[[], Awaitable[bool]],
+    ) -> bool:
+        """Whether each row's parameters changed one row. Several are sent together; `check` looks what came of it."""
+        if len(rows) == 1:
+            return await self.change(statement, rows[0]) == 1
+        await self.change(statement, rows)
+        return await check()
 
     async def begin(self) -> None:
         """Start the transaction; on SQLite a writer has the file to itself from here on."""

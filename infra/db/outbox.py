@@ -24,15 +24,17 @@ class SqlOutbox:
         self._statements = statements
         self.added: list[Event] = []
 
-    async def add(self, event: Event) -> None:
-        """Tell it after the commit, at least once."""
-        kind, payload = encode_event(event)
+    async def add(self, *events: Event) -> None:
+        """Tell them after the commit, at least once."""
+        if not events:
+            return
         now = self._statements.clock()
+        encoded = [encode_event(event) for event in events]
         await self._statements.change(
             outbox.insert().values(created_at=now, due_at=now),
-            {"kind": kind, "payload": payload, "attempts": 0},
+            [{"kind": kind, "payload": payload, "attempts": 0} for kind, payload in encoded],
         )
-        self.added.append(event)
+        self.added += events
 
 
 class First(Enum):

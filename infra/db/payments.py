@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, select, text, update
@@ -46,11 +47,29 @@ class SqlPaymentStore:
         )
         return [payment_from(row) for row in rows]
 
-    async def save(self, old: Payment, new: Payment) -> None:
-        """Compare-and-set on the status. Raises: AssertionError where the row is not as in `old`."""
-        as_read = {"of_payment": old.id, "was_status": old.status.value}
-        changed = await self._statements.change(_SAVE, as_read | _changing(new))
-        assert changed == 1, "the attempt was read under its booking's lock"
+    async def of_bookings(self, booking_ids: Sequence[BookingId]) -> dict[BookingId, list[Payment]]:
+        """All attempts of those bookings that have any, oldest first. Read it under the bookings' locks."""
+        found: dict[BookingId, list[Payment]] = {}
+        if not booking_ids:
+            return found
+        rows = await self._statements.rows(
+            select(payments)
+            .where(self._statements.one_of(payments.c.booking_id, booking_ids))
+            .order_by(payments.c.booking_id, payments.c.created_at, payments.c.id)
+        )
+        for row in rows:
+            found.setdefault(BookingId(row.booking_id), []).append(payment_from(row))
+        return found
+
+    async def save(self, *changes: tuple[Payment, Payment]) -> None:
+        """Compare-and-set on the status. Raises: AssertionError where a row is not as in the old one."""
+        rows = [
+            {"of_payment": old.id, "was_status": old.status.value} | _changing(new) for old, new in changes
+        ]
+        is_changed = await self._statements.change_each(
+            _SAVE, rows, check=partial(self._are_written, changes)
+        )
+        assert is_changed, "the attempts were read under their bookings' locks"
 
     async def get(self, payment_id: PaymentId) -> Payment | None:
         """One attempt."""
@@ -206,6 +225,11 @@ class SqlPaymentStore:
             .returning(webhook_events.c.event_id)
         )
         return len(reaped)
+
+    async def _are_written(self, changes: Sequence[tuple[Payment, Payment]]) -> bool:
+        ours = self._statements.one_of(payments.c.id, [new.id for _, new in changes])
+        rows = await self._statements.rows(select(payments.c.id, payments.c.status).where(ours))
+        return {row.id: row.status for row in rows} == {new.id: new.status.value for _, new in changes}
 
     async def _intent(self, *where: ColumnElement[bool]) -> IntentRecord | None:
         row = await self._statements.row(select(payment_intents).where(*where))

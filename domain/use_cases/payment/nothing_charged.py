@@ -99,7 +99,7 @@ async def _void(unit: WriteUnit, attempt: Payment) -> tuple[Booking, list[Paymen
     if current.status is PaymentStatus.PROCESSING:
         now = await unit.now()
         voided = current.becoming(PaymentStatus.VOIDED, now)
-        await unit.payments.save(current, voided)
+        await unit.payments.save((current, voided))
         payments[payments.index(current)] = voided
         if not _waits_for(attempt, booking):
             touched = showing(booking.touched(now), payments)
