@@ -22,8 +22,8 @@ pytestmark = pytest.mark.anyio
 
 ADMIN = "admin@example.org"
 # Payments that are under way when the signal comes take this long, twice: create and confirm.
-PAYMENT_MS = 1_000
-DRAIN_S = 1.5
+PAYMENT_MS = 700
+DRAIN_S = 1.0
 KEEPING, NEWCOMERS, SOCKETS = 6, 20, 40
 
 

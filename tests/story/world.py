@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 from domain.use_cases.user import SignUp, create_admin
 from infra.app import Frontrow, build_app
+from infra.failpoints import Failpoints
 from infra.sandbox import running_sandbox
 from infra.settings import Settings
 from infra.socket_protocol import SocketProtocol
@@ -77,14 +78,16 @@ class World:
 
 
 @asynccontextmanager
-async def running_world(settings: Settings, *, without: frozenset[str] = frozenset()) -> AsyncIterator[World]:
+async def running_world(
+    settings: Settings, *, without: frozenset[str] = frozenset(), failpoints: Failpoints | None = None
+) -> AsyncIterator[World]:
     """Processor, API and an admin, until the block ends. `settings` name no processor."""
     async with (
         httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=600)) as http,
         running_sandbox("127.0.0.1", 0) as processor_url,
     ):
         complete = with_processor(settings, processor_url)
-        async with running_app(complete, without=without) as (url, app):
+        async with running_app(complete, without=without, failpoints=failpoints) as (url, app):
             processor = Processor(processor_url, http)
             await processor.control(webhook_url=f"{url}/webhooks/stripe", webhook_secret=WEBHOOK_SECRET)
             api = Api(url, http)
@@ -103,10 +106,10 @@ def with_processor(settings: Settings, url: str) -> Settings:
 
 @asynccontextmanager
 async def running_app(
-    settings: Settings, *, without: frozenset[str] = frozenset()
+    settings: Settings, *, without: frozenset[str] = frozenset(), failpoints: Failpoints | None = None
 ) -> AsyncIterator[tuple[str, Starlette]]:
     """An API process's application on a real socket of this process."""
-    app = build_app(settings, without=without)
+    app = build_app(settings, without=without, failpoints=failpoints)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, access_log=False, ws=SocketProtocol
     )
