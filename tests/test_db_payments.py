@@ -116,9 +116,9 @@ async def test_booking_has_one_live_intent_at_most(database: Database) -> None:
         assert await unit.payments.open_intent(BOOKING.id) == second
         assert await unit.payments.with_open_intents([BOOKING.id, BookingId("b9")]) == {BOOKING.id}
         assert await unit.payments.intent(first.payment_id) == closed
-        find = unit.payments.find_booking
-        assert await find(payment_id=first.payment_id, intent_id=None) == BOOKING.id
-        assert await find(payment_id=PaymentId("p9"), intent_id="pi_p2") == BOOKING.id
+        find = unit.payments.find_intent
+        assert await find(payment_id=first.payment_id, intent_id=None) == closed
+        assert await find(payment_id=PaymentId("p9"), intent_id="pi_p2") == second
         assert await find(payment_id=PaymentId("p9"), intent_id="pi_p9") is None
         assert await find(payment_id=None, intent_id=None) is None
 

@@ -258,8 +258,10 @@ class PaymentStore(Protocol):
         """Insert or overwrite. Look at it again soon, while it is not closed."""
         ...
 
-    async def find_booking(self, *, payment_id: PaymentId | None, intent_id: str | None) -> BookingId | None:
-        """The booking that an intent's metadata, or its id, belongs to."""
+    async def find_intent(
+        self, *, payment_id: PaymentId | None, intent_id: str | None
+    ) -> IntentRecord | None:
+        """The intent with this metadata, or this id. Without a lock."""
         ...
 
     async def claim_open_intents(self, *, lease_s: float, limit: int) -> list[OpenIntent]:

@@ -128,14 +128,16 @@ class SqlPaymentStore:
             .on_conflict_do_update(index_elements=["payment_id"], set_=values)
         )
 
-    async def find_booking(self, *, payment_id: PaymentId | None, intent_id: str | None) -> BookingId | None:
-        """The booking that an intent's metadata, or its id, belongs to."""
+    async def find_intent(
+        self, *, payment_id: PaymentId | None, intent_id: str | None
+    ) -> IntentRecord | None:
+        """The intent with this metadata, or this id."""
         found = None
         if payment_id is not None:
             found = await self._intent(payment_intents.c.payment_id == payment_id)
         if found is None and intent_id is not None:
             found = await self._intent(payment_intents.c.intent_id == intent_id)
-        return None if found is None else found.booking_id
+        return found
 
     async def claim_open_intents(self, *, lease_s: float, limit: int) -> list[OpenIntent]:
         """Intents due for a look, leased to the caller. Concurrency: two callers never get the same one."""

@@ -312,7 +312,7 @@ payment_intents = Table(
     # When the reconciler looks next; null when there is nothing more to see.
     Column("look_at", UtcDateTime),
     Column("asked", Integer, nullable=False),
-    # PaymentStore.find_booking by the processor's id.
+    # PaymentStore.find_intent by the processor's id.
     UniqueConstraint("intent_id"),
     # PaymentStore.open_intent and with_open_intents; a booking has one at most.
     Index("uq_payment_intents_open", "booking_id", unique=True, **where("NOT is_closed")),

@@ -75,10 +75,10 @@ async def seen_before_it_is_heard(
     """The webhook is remembered first, and then acted on."""
     async with deps.write("webhook.find") as unit:
         is_new = await unit.payments.add_webhook(webhook_id)
-        booking_id = await unit.payments.find_booking(payment_id=payment_id, intent_id=intent_id)
+        known = await unit.payments.find_intent(payment_id=payment_id, intent_id=intent_id)
         await unit.commit()
-    if is_new and booking_id is not None and intent_id is not None:
-        await settle(deps, booking_id, await deps.gateway.retrieve_intent(intent_id))
+    if is_new and known is not None and intent_id is not None:
+        await settle(deps, known.booking_id, await deps.gateway.retrieve_intent(intent_id))
     return True
 
 

@@ -10,23 +10,30 @@ from datetime import datetime
 
 from domain.base import BookingId, PaymentId, PaymentStatus
 from domain.booking import HOLDING, Action, Booking, BookingStatus
-from domain.events import IntentAbandoned, RefundRequested
-from domain.payment import (
-    GatewayError,
-    Intent,
-    IntentStatus,
-    OutcomeUnknown,
-    Payment,
-    RefundStatus,
-    RequestRefused,
-)
+from domain.events import IntentAbandoned
+from domain.payment import Intent, IntentStatus, Payment
 from domain.ports import Deps, IntentRecord, OpenIntent, WriteUnit
 from domain.use_cases.booking import lock_sale_of, record, request_refunds, sale_of, showing
+from domain.use_cases.settlement.refunds import refund_payment, retry_failed_refunds
+
+__all__ = [
+    "Settled",
+    "claim_open_intents",
+    "close_intent",
+    "hear_webhook",
+    "mark_unknown",
+    "reconcile",
+    "refund_payment",
+    "retry_failed_refunds",
+    "settle",
+]
 
 RECONCILE_LEASE_S = 15.0
 # Between two looks at an open intent; the last one repeats.
 LOOK_AGAIN_S = (1.0, 1.0, 2.0, 2.0, 3.0, 5.0, 10.0, 30.0)
 UNSETTLED = frozenset({PaymentStatus.PROCESSING, PaymentStatus.REQUIRES_ACTION, PaymentStatus.UNKNOWN})
+# On a closed intent nothing follows on these, unless a refund fails.
+OVER = frozenset({PaymentStatus.DECLINED, PaymentStatus.VOIDED, PaymentStatus.REFUNDED})
 # We did not count on this money any more or not yet; the processor's word about it wins.
 CAPTURABLE = UNSETTLED | {PaymentStatus.DECLINED, PaymentStatus.VOIDED}
 
@@ -308,88 +315,25 @@ async def hear_webhook(
     Raises: GatewayError where it can't be read now; the processor sends the webhook again.
     """
     async with deps.write("webhook.find") as unit:
-        booking_id = await unit.payments.find_booking(payment_id=payment_id, intent_id=intent_id)
-    if booking_id is None or intent_id is None:
-        return False
+        known = await unit.payments.find_intent(payment_id=payment_id, intent_id=intent_id)
+        if known is None or intent_id is None:
+            return False
+        if not is_refund_failed and await _is_over(unit, known):
+            await unit.payments.add_webhook(webhook_id)
+            await unit.commit()
+            return True
     intent = await deps.gateway.retrieve_intent(intent_id)
     intent = replace(intent, is_refund_failed=is_refund_failed)
-    await settle(deps, booking_id, intent, webhook_id=webhook_id)
+    await settle(deps, known.booking_id, intent, webhook_id=webhook_id)
     return True
 
 
-# ---------------------------------------------------------------- refunds
-async def refund_payment(deps: Deps, event: RefundRequested) -> None:
-    """Reaction: the money is on its way back, once.
+async def _is_over(unit: WriteUnit, intent: IntentRecord) -> bool:
+    """Whether the processor can tell nothing more of it: cancelled, or given back.
 
-    Raises: GatewayError while the processor can't say; the relay tries again. A refusal is REFUND_FAILED.
+    Thousands of webhooks tell of the refunds of a cancelled concert; asking about each would take the room of payments.
     """
-    async with deps.write("refund.begin") as unit:
-        payment = await _refund_pending(unit, event)
-        number = 0 if payment is None else await unit.payments.next_refund_number(payment.id)
-    if payment is None:
-        return
-    try:
-        status = await deps.gateway.refund_intent(payment.intent_id, key=f"{payment.id}-refund-{number}")
-    except RequestRefused:
-        status = RefundStatus.FAILED
-    except OutcomeUnknown as lost:
-        if lost.is_stored:
-            await _use_new_refund_key(deps, payment.id)
-        raise
-    if status is RefundStatus.PENDING:
-        # The same key would only repeat this answer; under a new one it is through, or asked for anew if it failed.
-        await _use_new_refund_key(deps, payment.id)
-        raise GatewayError("the refund is accepted and not through yet")
-    await _refund_ended(deps, event, status)
-
-
-async def _use_new_refund_key(deps: Deps, payment_id: PaymentId) -> None:
-    async with deps.write("refund.new_key") as unit:
-        await unit.payments.raise_refund_number(payment_id)
-        await unit.commit()
-
-
-async def _refund_pending(unit: WriteUnit, event: RefundRequested) -> Payment | None:
-    payments = await unit.payments.of_booking(event.booking_id)
-    payment = next(payment for payment in payments if payment.id == event.payment_id)
-    return payment if payment.status is PaymentStatus.REFUND_PENDING else None
-
-
-async def _refund_ended(deps: Deps, event: RefundRequested, status: RefundStatus) -> None:
-    async with deps.write("refund.end") as unit:
-        booking = (await unit.bookings.lock([event.booking_id]))[0]
-        payments = await unit.payments.of_booking(event.booking_id)
-        payment = next(payment for payment in payments if payment.id == event.payment_id)
-        if payment.status is not PaymentStatus.REFUND_PENDING:
-            return
-        now = await unit.now()
-        is_through = status is RefundStatus.SUCCEEDED
-        ended = payment.becoming(PaymentStatus.REFUNDED if is_through else PaymentStatus.REFUND_FAILED, now)
-        await unit.payments.save((payment, ended))
-        payments[payments.index(payment)] = ended
-        touched = showing(booking.touched(now), payments)
-        await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
-        await unit.commit()
-
-
-async def retry_failed_refunds(deps: Deps, *, limit: int = 1_000) -> int:
-    """Refunds that failed are asked for anew; how many it were."""
-    async with deps.write("retry_refunds.find") as unit:
-        failed = await unit.payments.failed_refunds(limit=limit)
-    retried = 0
-    for candidate in failed:
-        async with deps.write("retry_refunds") as unit:
-            booking = (await unit.bookings.lock([candidate.booking_id]))[0]
-            payments = await unit.payments.of_booking(booking.id)
-            payment = next(p for p in payments if p.id == candidate.id)
-            if payment.status is not PaymentStatus.REFUND_FAILED:
-                continue
-            now = await unit.now()
-            (refunding,) = await request_refunds(unit, [payment], now)
-            payments[payments.index(payment)] = refunding
-            await unit.payments.raise_refund_number(payment.id)
-            touched = showing(booking.touched(now), payments)
-            await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
-            await unit.commit()
-            retried += 1
-    return retried
+    attempts = [
+        p for p in await unit.payments.of_booking(intent.booking_id) if p.intent_id == intent.intent_id
+    ]
+    return intent.is_closed and all(attempt.status in OVER for attempt in attempts[-1:])
