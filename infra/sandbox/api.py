@@ -82,7 +82,7 @@ class Sandbox:
 
     def announce(self, reply: Reply, control: Control, *, key: str | None = None) -> None:
         """Send the reply's events to the webhook; late ones while confirms hang."""
-        after_s = LATE_S if control.mode is Mode.CHARGE_THEN_HANG else 0.0
+        after_s = LATE_S if control.mode is Mode.CHARGE_THEN_HANG else control.webhook_delay_ms / 1_000
         for event in reply.events:
             self.webhooks.send(event, control, key=key, after_s=after_s)
 

@@ -22,13 +22,17 @@ class Mode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """How to behave now. `fail_rate` is the share of API POSTs that answer 500 with nothing charged."""
+    """How to behave now. `fail_rate` is the share of API POSTs that answer 500 with nothing charged.
+
+    Events are sent `webhook_delay_ms` after what they tell of.
+    """
 
     mode: Mode = Mode.OK
     latency_ms: tuple[int, int] = (0, 0)
     fail_rate: float = 0.0
     webhook_url: str | None = None
     webhook_secret: str = field(default_factory=lambda: f"whsec_{secrets.token_hex(16)}")
+    webhook_delay_ms: int = 0
 
     def changed(self, body: bytes) -> "Control":
         """This control with what the JSON object `body` names.
@@ -54,6 +58,7 @@ class Control:
             "fail_rate": self.fail_rate,
             "webhook_url": self.webhook_url,
             "webhook_secret": self.webhook_secret,
+            "webhook_delay_ms": self.webhook_delay_ms,
         }
 
 
@@ -71,8 +76,10 @@ def _with(control: Control, name: str, value: object) -> Control:
             if not isinstance(value, str) or not value.strip():
                 raise invalid("webhook_secret must be a text that is not empty.", param=name)
             return replace(control, webhook_secret=value)
+        case "webhook_delay_ms":
+            return replace(control, webhook_delay_ms=_webhook_delay_ms(value))
         case _:
-            known = "mode, latency_ms, fail_rate, webhook_url, webhook_secret"
+            known = "mode, latency_ms, fail_rate, webhook_url, webhook_secret, webhook_delay_ms"
             raise invalid(f"There is no control {name!r}; there are {known}.", param=name)
 
 
@@ -93,6 +100,13 @@ def _latency_ms(value: object) -> tuple[int, int]:
         )
         raise invalid(message, param="latency_ms")
     return whole[0], whole[1]
+
+
+def _webhook_delay_ms(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_LATENCY_MS:
+        message = f"webhook_delay_ms must be whole milliseconds from 0 to {MAX_LATENCY_MS}."
+        raise invalid(message, param="webhook_delay_ms")
+    return value
 
 
 def _fail_rate(value: object) -> float:

@@ -165,7 +165,10 @@ async def test_the_control_state_is_answered_whole(processor: Processor) -> None
     """Each control is optional, the rest stays, and GET shows what POST answered."""
     await processor.control(mode="hang", latency_ms=[1, 2])
     answer = await processor.control(
-        fail_rate=0.25, webhook_url="http://127.0.0.1:1/x", webhook_secret="whsec_1"
+        fail_rate=0.25,
+        webhook_url="http://127.0.0.1:1/x",
+        webhook_secret="whsec_1",
+        webhook_delay_ms=60_000,
     )
     expected = {
         "mode": "hang",
@@ -173,6 +176,7 @@ async def test_the_control_state_is_answered_whole(processor: Processor) -> None
         "fail_rate": 0.25,
         "webhook_url": "http://127.0.0.1:1/x",
         "webhook_secret": "whsec_1",
+        "webhook_delay_ms": 60_000,
     }
     assert answer.json() == expected
     assert (await processor.http.get("/_control")).json() == expected
@@ -198,6 +202,9 @@ async def test_the_control_state_is_answered_whole(processor: Processor) -> None
         b'{"webhook_url": "http://"}',
         b'{"webhook_url": 5}',
         b'{"webhook_secret": ""}',
+        b'{"webhook_delay_ms": 60001}',
+        b'{"webhook_delay_ms": 0.5}',
+        b'{"webhook_delay_ms": true}',
         b'{"speed": 1}',
         b'{"mode": "hang", "fail_rate": 2}',
     ],
@@ -316,6 +323,15 @@ async def test_an_event_is_sent_again_until_it_is_taken(processor: Processor, in
     ids = [(await inbox.next())["id"] for _ in range(3)]
     assert len(set(ids)) == 1
     assert inbox.requests.empty()
+
+
+async def test_an_event_comes_when_it_is_told_to(processor: Processor, inbox: Inbox) -> None:
+    """Later than the answer by the delay that was asked for."""
+    await processor.control(webhook_url=inbox.url, webhook_delay_ms=200)
+    await processor.paid()
+    answered_s = time.monotonic()
+    assert (await inbox.next())["type"] == "payment_intent.succeeded"
+    assert time.monotonic() - answered_s > 0.15
 
 
 async def test_a_refund_comes_back_from_the_bank(processor: Processor, inbox: Inbox) -> None:
