@@ -97,6 +97,7 @@ class Metrics:
     http_requests: Histogram
     graphql_operations: Counter
     transactions: Histogram
+    waiting: Gauge
     breaker_state: Enum
     breaker_transitions: Counter
     outbox_lag_s: Gauge
@@ -121,17 +122,16 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"frontrow_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"frontrow_{name}", text, registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"frontrow_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"frontrow_{name}", text, labels, buckets=DURATION_BUCKETS_S, registry=registry)
 
         return cls(
             registry=registry,
-            http_requests=Histogram(
-                "frontrow_http_request_seconds",
-                "HTTP requests and how long they took.",
-                ("method", "status"),
-                buckets=DURATION_BUCKETS_S,
-                registry=registry,
+            http_requests=histogram(
+                "http_request_seconds", "HTTP requests and how long they took.", "method", "status"
             ),
             graphql_operations=counter(
                 "graphql_operations",
@@ -139,13 +139,12 @@ class Metrics:
                 "type",
                 "code",
             ),
-            transactions=Histogram(
-                "frontrow_transaction_seconds",
+            transactions=histogram(
+                "transaction_seconds",
                 "Transactions that may write, by name, and how long they were open.",
-                ("name",),
-                buckets=DURATION_BUCKETS_S,
-                registry=registry,
+                "name",
             ),
+            waiting=gauge("waiting", "Requests that wait for a database connection, by queue.", "queue"),
             breaker_state=Enum(
                 "frontrow_breaker_state",
                 "The circuit breaker around the processor.",

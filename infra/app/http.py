@@ -186,6 +186,8 @@ async def _metrics(request: Request) -> Response:
             await frontrow.measure()
     except (DomainError, TimeoutError) as error:
         log.warning("metrics.old", error=str(error))
+    for queue, length in frontrow.database.waiting().items():
+        frontrow.metrics.waiting.labels(queue=queue).set(length)
     frontrow.metrics.event_stream_connected.set(frontrow.stream.is_connected)
     return Response(frontrow.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

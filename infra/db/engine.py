@@ -102,6 +102,11 @@ class Pool:
         """The same connections behind another queue; with None nobody is turned away from it."""
         return Pool(self.engine, self._turns, queue_s=self._queue_s, queue_max=queue_max)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a connection in this queue."""
+        return len(self._queue)
+
     def check_room(self) -> None:
         """Raises: Overloaded where the queue is as long as it may be."""
         self._queue.check_room()

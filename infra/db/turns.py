@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import time
 from collections import deque
+from collections.abc import Callable
 
 from domain.base import Overloaded
 
@@ -17,7 +19,8 @@ class Turns:
     Concurrency: one event loop. asyncio's own semaphore knows one queue, and SQLAlchemy's lets newcomers overtake.
     """
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self.clock_s = clock_s
         self._free = places
         self._queues: deque[Queue] = deque()
 
@@ -53,6 +56,10 @@ class Queue:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._waited_s = 0.0
 
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
     def check_room(self) -> None:
         """Raises: Overloaded where the queue is as long as it may be.
 
@@ -68,8 +75,7 @@ class Queue:
         if self._turns.take():
             return
         self.check_room()
-        clock_s = asyncio.get_running_loop().time
-        came_at_s = clock_s()
+        came_at_s = self._turns.clock_s()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -80,7 +86,7 @@ class Queue:
             elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
-        self._waited_s = clock_s() - came_at_s
+        self._waited_s = self._turns.clock_s() - came_at_s
 
     def leave(self) -> None:
         """The place is somebody else's now, or free."""

@@ -99,6 +99,15 @@ class Database:
         self.steady_reads = SqlReads(self.steady_readers, catalogue=catalogue)
         self.outbox = OutboxQueue(self.steady_writers)
 
+    def waiting(self) -> dict[str, int]:
+        """How many requests wait for a connection, by queue."""
+        return {
+            "bookings": self.writers.waiting,
+            "payments": self.payers.waiting,
+            "reads": self.readers.waiting,
+            "begun": self.steady_writers.waiting,
+        }
+
     @asynccontextmanager
     async def write(
         self, name: str = "unnamed", /, *, module: str = "booking"
