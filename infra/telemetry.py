@@ -106,6 +106,9 @@ class Metrics:
     refunds_failed: Gauge
     refunds_open: Gauge
     bookings_to_cancel: Gauge
+    broken_promises: Gauge
+    promises_age_s: Gauge
+    sales_halted: Gauge
     subscribers: Gauge
     open_sockets: Gauge
     event_stream_connected: Gauge
@@ -160,6 +163,9 @@ class Metrics:
             refunds_failed=gauge("refunds_failed", "Refunds that are REFUND_FAILED and need a person."),
             refunds_open=gauge("refunds_open", "Refunds that are pending or failed."),
             bookings_to_cancel=gauge("bookings_to_cancel", "Live bookings of cancelled concerts."),
+            broken_promises=gauge("broken_promises", "What breaks each promise, as last found.", "promise"),
+            promises_age_s=gauge("promises_age_seconds", "Since all promises were checked; +Inf: never."),
+            sales_halted=gauge("sales_halted", "Concerts that sell nothing because their stock is broken."),
             subscribers=gauge("subscribers", "Open subscriptions."),
             open_sockets=gauge("open_sockets", "Open websockets."),
             event_stream_connected=gauge(

@@ -1,6 +1,7 @@
-"""Everything that goes on without being asked: relay, expiry, reconciler, reaper, the read model's keeper.
+"""Everything that goes on without being asked: relay, expiry, reconciler, reaper, read model's keeper, verifier.
 
-Runs inside `serve` or as `frontrow worker`, any number of them: each row is claimed by lease, nobody leads.
+Runs inside `serve` or as `frontrow worker`, any number of them: each row is claimed by lease, nobody leads. Only the
+promises are checked by one at a time.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from infra.read_model import GenerationLost, RebuildableReadModel, Source, rebui
 from infra.relay import EXPECTED, Relay
 from infra.telemetry import Metrics
 from infra.throttle import Throttle, ThrottledGateway
+from infra.verifier import Verifier
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +54,7 @@ class Worker:
         name: str,
         metrics: Metrics,
         throttle: Throttle,
+        verifier: Verifier,
     ) -> None:
         # Nobody waits for what the worker asks the processor, and people who pay must not wait for the worker.
         deps = replace(deps, gateway=ThrottledGateway(deps.gateway, throttle))
@@ -59,6 +62,7 @@ class Worker:
         self._throttle = throttle
         self._read_model = read_model
         self._source = source
+        self._verifier = verifier
         self._woken = (
             Relay(deps, queue, kinds=(BookingChanged, SaleChanged), worker=name, metrics=metrics),
             Relay(
@@ -106,6 +110,7 @@ class Worker:
             tasks.create_task(_every(RECONCILE_EVERY_S, self._reconcile))
             tasks.create_task(_every(KEEP_EVERY_S, self._keep_read_model))
             tasks.create_task(_every(REAP_EVERY_S, self._reap))
+            tasks.create_task(_every(self._verifier.pause_s, self._verifier.step))
 
     async def _expire(self) -> None:
         while await expire_due(self._deps):

@@ -1,6 +1,7 @@
 """A concert whose stock is broken sells nothing more until it is right; what is booked goes on."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -19,6 +20,7 @@ from tests.paying import Shop, running_shop
 
 pytestmark = pytest.mark.anyio
 
+README = Path(__file__).parents[1] / "README.md"
 FAULT = "ticket type c0001-t9 of concert c0001: held 3, sold 0; bookings hold 2, own 0"
 
 
@@ -74,6 +76,8 @@ async def test_only_its_own_stock_halts_a_sale(shop: Shop) -> None:
     await a_broken_sale(shop)
     for name in ("c", "c00", "c00012", "c0002", "none"):
         assert await halt_sales(shop.deps, ConcertId(name)) == []
+    async with shop.database.write() as unit:
+        assert await unit.sales.halted() == {}
     assert await halt_sales(shop.deps, ConcertId("c0001")) == [FAULT]
 
 
@@ -172,3 +176,18 @@ def test_sale_that_was_encoded_before_there_were_halts_sells() -> None:
     """A document or an event of the release before can still be read."""
     assert b'"halted_at":null' in (encoded := encode(a_sale()))
     assert decode(Sale, encoded.replace(b',"halted_at":null', b"")).halted_at is None
+
+
+async def test_the_readmes_way_puts_the_counters_right(shop: Shop) -> None:
+    """Whatever they say, afterwards they are the sums; the concert can sell again."""
+    sale = await shop.open_sale()
+    await shop.book(sale, "ada", 2)
+    await shop.pay(await shop.book(sale, "bob"))
+    await run_sql(shop.database, "UPDATE sale_stock SET held = 7, sold = 0")
+    assert len(await halt_sales(shop.deps, sale.concert_id)) == 1
+    steps = README.read_text().split("<!-- repair -->")[1].split("<!-- end of repair -->")[0]
+    for step in steps.replace("CONCERT_ID", sale.concert_id).split(";"):
+        if "UPDATE sale_stock" in step:
+            await run_sql(shop.database, step)
+    assert await resume_sales(shop.deps, sale.concert_id) == []
+    assert await shop.seats(sale.concert_id) == (7, 2, 1)

@@ -16,12 +16,14 @@ from domain.base import BookingId
 from domain.booking import BookingStatus, Sale
 from domain.payment import NotSent
 from domain.use_cases.booking import close_sale
+from infra.db.checks import PromiseChecks
 from infra.db.source import WriteSideSource
 from infra.db.tables import idempotency_keys, webhook_events
 from infra.db.unit import Database
 from infra.read_model import MemoryReadModel
 from infra.telemetry import Metrics
 from infra.throttle import REST_FIRST_S, Throttle
+from infra.verifier import Verifier
 from infra.worker import REAP_MAX, Worker
 from tests.client import until
 from tests.fake_processor import Failure, FakeProcessor
@@ -50,6 +52,7 @@ async def working(shop: Shop, *, throttle: Throttle | None = None) -> AsyncItera
         name="w",
         metrics=Metrics.build(),
         throttle=throttle or Throttle(max_in_flight=10, per_s=1_000),
+        verifier=Verifier(deps, PromiseChecks(shop.database), worker="w", slice_rows=100, pause_s=0.1),
     )
     async with worker.running():
         yield

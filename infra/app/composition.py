@@ -1,18 +1,22 @@
 """The composition root: the only place that builds things and decides what stands behind each door."""
 
 import asyncio
+import math
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from domain.events import Event
 from domain.ports import Deps, Listener, PaymentGateway, Rules
 from infra.auth import Argon2Passwords, MemoryAttemptLimiter, SystemRandomness
 from infra.breaker import Breaker, BreakerGateway, BreakerMetrics
+from infra.db.checks import PromiseChecks, Standing
 from infra.db.engine import DatabaseLimits
+from infra.db.promises import PROMISES
 from infra.db.source import WriteSideSource
 from infra.db.unit import Database
 from infra.event_stream import BroadcastEventStream, memory_event_stream, redis_event_stream
@@ -24,6 +28,7 @@ from infra.read_model import MemoryReadModel, RebuildableReadModel, Source, redi
 from infra.settings import Settings
 from infra.telemetry import Metrics
 from infra.throttle import Throttle
+from infra.verifier import Verifier
 from infra.wake import Wake, running_wake
 from infra.worker import Worker
 
@@ -38,6 +43,7 @@ class Frontrow:
     settings: Settings
     deps: Deps
     database: Database
+    checks: PromiseChecks
     source: Source
     read_model: RebuildableReadModel
     stream: BroadcastEventStream
@@ -66,11 +72,27 @@ class Frontrow:
         async with self.deps.write("measure") as unit:
             failed = await unit.payments.failed_refunds(limit=FAILED_REFUNDS_COUNTED)
             bookings, refunds = await unit.sales.all_unsettled()
+            halted = await unit.sales.halted()
+        standings, now = await self.checks.standings()
         self.metrics.outbox_depth.set(depth)
         self.metrics.outbox_lag_s.set(oldest_s)
         self.metrics.refunds_failed.set(len(failed))
         self.metrics.refunds_open.set(refunds)
         self.metrics.bookings_to_cancel.set(bookings)
+        self.metrics.sales_halted.set(len(halted))
+        self._measure_promises(standings, now)
+
+    def _measure_promises(self, standings: Mapping[str, Standing], now: datetime) -> None:
+        oldest_s = 0.0
+        for promise in PROMISES:
+            standing = standings.get(promise.name)
+            if standing is not None:
+                self.metrics.broken_promises.labels(promise=promise.name).set(standing.broken)
+            if standing is None or standing.checked_at is None:
+                oldest_s = math.inf
+            else:
+                oldest_s = max(oldest_s, (now - standing.checked_at).total_seconds())
+        self.metrics.promises_age_s.set(oldest_s)
 
 
 @asynccontextmanager
@@ -121,17 +143,19 @@ async def composed(
         queue = database.outbox
         if failpoints is not None:
             deps, queue = failpoints.around(deps), failpoints.around_queue(queue)
-        source = WriteSideSource(database)
+        source, checks = WriteSideSource(database), PromiseChecks(database)
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         worker = Worker(
             replace(deps, reads=database.steady_reads),
             queue,
             read_model=read_model,
             source=source,
-            name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            name=name,
             metrics=metrics,
             throttle=_throttle(settings),
+            verifier=_verifier(settings, deps, checks, worker=name),
         )
-        yield Frontrow(settings, deps, database, source, read_model, stream, worker, wake, metrics)
+        yield Frontrow(settings, deps, database, checks, source, read_model, stream, worker, wake, metrics)
 
 
 async def _read_model(settings: Settings, stack: AsyncExitStack) -> RebuildableReadModel:
@@ -170,6 +194,16 @@ async def _gateway(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
         listeners=[BreakerMetrics(metrics)],
     )
     return BreakerGateway(gateway, breaker, looks_max=at_once)
+
+
+def _verifier(settings: Settings, deps: Deps, checks: PromiseChecks, *, worker: str) -> Verifier:
+    return Verifier(
+        deps,
+        checks,
+        worker=worker,
+        slice_rows=settings.verify_slice_rows,
+        pause_s=settings.verify_pause_s,
+    )
 
 
 def _throttle(settings: Settings) -> Throttle:

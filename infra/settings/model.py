@@ -147,6 +147,10 @@ class RunSettings(_Group):
         default_factory=lambda fields: 5.0 if fields["env"] is Environment.PRODUCTION else 0.5, ge=0, le=300
     )
     """Before that: not ready and still answering, while load balancers notice. 5 s in production, else 0.5."""
+    verify_slice_rows: int = Field(default=5_000, ge=1, le=1_000_000)
+    """Bookings whose promises the worker checks at once, as `frontrow verify` does."""
+    verify_pause_s: float = Field(default=1, ge=0.01, le=3_600)
+    """Pause between two such checks, seconds. With both defaults a million bookings take ten minutes."""
 
 
 class StorageSettings(_Group):
