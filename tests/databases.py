@@ -46,6 +46,15 @@ class PostgresDatabases:
                 self._drop(name)
 
     @contextmanager
+    def untouched(self) -> Iterator[str]:
+        """The URL of a migrated database that nobody has used: its planner has no statistics of what once was there."""
+        name = self._copy(self._template)
+        try:
+            yield self._named(name)
+        finally:
+            self._drop(name)
+
+    @contextmanager
     def empty(self) -> Iterator[str]:
         """The URL of a database without a table, gone in the end."""
         name = self._copy("template1")
