@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from redis import Redis
 
 from infra.db.migrations import migrate
 from infra.db.unit import Database
@@ -72,8 +73,16 @@ def postgres_databases() -> Iterator[PostgresDatabases]:
         yield stack.enter_context(PostgresDatabases.prepared(url))
 
 
+@pytest.fixture
+def redis_url(redis_server_url: str) -> str:
+    """An empty database of it."""
+    with Redis.from_url(redis_server_url) as redis:
+        redis.flushdb()
+    return redis_server_url
+
+
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
+def redis_server_url() -> Iterator[str]:
     """Valkey, started once, or the one that FRONTROW_TEST_REDIS_URL names."""
     given = os.environ.get("FRONTROW_TEST_REDIS_URL")
     if given is not None:

@@ -1,10 +1,18 @@
-"""What fault tests stand on: processes that start in a moment."""
+"""What fault tests stand on: processes that start in a moment, and a Valkey to mistreat."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.faults.fork_server import ForkServer, running_fork_server
+from tests.servers import ValkeyServer, running_valkey
+
+
+@pytest.fixture
+def valkey() -> Iterator[ValkeyServer]:
+    """A server of the test's own, to be mistreated."""
+    with running_valkey() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

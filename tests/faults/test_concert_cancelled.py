@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-from redis import Redis
 from sqlalchemy import select
 
 from infra.commands import failed_refunds
@@ -115,8 +114,6 @@ async def scene(
     fork_server: ForkServer, postgres_database_url: str, redis_url: str, tmp_path: Path
 ) -> AsyncIterator[Scene]:
     """Nothing works yet."""
-    with Redis.from_url(redis_url) as redis:
-        redis.flushdb()
     processor_file = tmp_path / "processor.db"
     database = Database(postgres_database_url)
     called_off = await fill(database, processor_file, size=BOOKINGS)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 from sqlalchemy import select
 
 from infra.db.invariants import broken
@@ -74,8 +73,6 @@ class Lossy:
 @pytest.fixture
 def lossy(postgres_database_url: str, redis_url: str, failpoints: Failpoints) -> Lossy:
     """On PostgreSQL and Redis."""
-    with Redis.from_url(redis_url) as redis:
-        redis.flushdb()
     return Lossy(postgres_database_url, redis_url, failpoints)
 
 
@@ -130,8 +127,6 @@ async def test_a_webhook_is_heard_once_though_the_process_dies(
     fork_server: ForkServer, postgres_database_url: str, redis_url: str, tmp_path: Path, point: str
 ) -> None:
     """Killed just before or just after it committed what a webhook told; the processor sends it again."""
-    with Redis.from_url(redis_url) as redis:
-        redis.flushdb()
     async with running_house(
         fork_server,
         database_url=postgres_database_url,

@@ -21,7 +21,7 @@ from tests.client import WATCH_COUNT, recorded, until_now
 from tests.db_world import recorded as recorded_sql
 from tests.fake_processor import FakeProcessor
 from tests.paying import Shop, running_shop
-from tests.servers import ValkeyServer, running_valkey
+from tests.servers import ValkeyServer
 from tests.story.world import raw, running_world
 from tests.test_event_stream.reading import HEARTBEAT_S, until_connected
 
@@ -33,13 +33,6 @@ SOCKETS = 100
 CAUGHT_UP_WITHIN_S = 15.0
 # All that ask while one read is under way share the next.
 READS_MAX = 2
-
-
-@pytest.fixture
-def valkey() -> Iterator[ValkeyServer]:
-    """A server of the test's own, to be killed."""
-    with running_valkey() as server:
-        yield server
 
 
 @dataclass

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from infra.app import composed
 from infra.db.invariants import broken
@@ -186,8 +185,6 @@ async def house(
     fork_server: ForkServer, postgres_database_url: str, redis_url: str, tmp_path: Path
 ) -> AsyncIterator[House]:
     """On an empty database and an empty read model, kept alive."""
-    with Redis.from_url(redis_url) as redis:
-        redis.flushdb()
     async with running_house(
         fork_server, database_url=postgres_database_url, redis_url=redis_url, log=tmp_path / "log"
     ) as running:

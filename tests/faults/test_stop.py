@@ -12,7 +12,6 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 import websockets
-from redis import Redis
 
 from tests.client import BOOK, PASSWORD, WATCH_COUNT, Api, Json, socket, ticket_type, until
 from tests.shell import Running, Shell
@@ -89,8 +88,6 @@ def stack() -> Iterator[ExitStack]:
 @pytest.fixture
 def shell(postgres_database_url: str, redis_url: str, stack: ExitStack) -> Shell:
     """On an empty PostgreSQL and Valkey, with a slow processor and an admin."""
-    with Redis.from_url(redis_url) as redis:
-        redis.flushdb()
     sandbox = stack.enter_context(Shell({}).running("sandbox", "--port", "0"))
     shell = Shell(
         {

@@ -27,7 +27,7 @@ from tests.faults.history import History, Mark, Outcome, Recording
 from tests.faults.proxy import Proxy, running_proxy
 from tests.faults.reading import opening_of, read_final, sampled, until_quiet
 from tests.faults.streams import recorded_booking, recorded_count, up_to_date
-from tests.servers import PostgresServer, ValkeyServer, running_postgres, running_valkey
+from tests.servers import PostgresServer, ValkeyServer, running_postgres
 from tests.story.world import World, raw, running_world
 
 pytestmark = pytest.mark.anyio
@@ -35,13 +35,6 @@ pytestmark = pytest.mark.anyio
 PEOPLE = 6
 CAUGHT_UP_WITHIN_S = 15.0
 HEARTBEAT_S = 0.2
-
-
-@pytest.fixture
-def valkey() -> Iterator[ValkeyServer]:
-    """A server of the test's own, to be mistreated."""
-    with running_valkey() as server:
-        yield server
 
 
 @dataclass

@@ -5,7 +5,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import pytest
-from redis import Redis
 
 from infra.settings import Settings
 from tests.story.world import World, running_world
@@ -29,8 +28,6 @@ def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
     if request.param == "embedded":
         return {"database_url": request.getfixturevalue("sqlite_database_url")}
     redis_url = request.getfixturevalue("redis_url")
-    with Redis.from_url(redis_url) as redis:
-        redis.flushdb()
     return {"database_url": request.getfixturevalue("postgres_database_url"), "redis_url": redis_url}
 
 

@@ -13,7 +13,6 @@ from typing import TypeVar
 import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
-from redis import Redis
 from sqlalchemy import func, select
 
 from infra.db.tables import outbox
@@ -114,8 +113,6 @@ def stack() -> Iterator[ExitStack]:
 @pytest.fixture
 def shell(postgres_database_url: str, redis_url: str, stack: ExitStack) -> Shell:
     """On an empty PostgreSQL and Valkey, with a processor of its own and an admin."""
-    with Redis.from_url(redis_url) as redis:
-        redis.flushdb()
     settings = {
         "database_url": postgres_database_url,
         "redis_url": redis_url,
