@@ -15,8 +15,15 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
+@pytest.fixture
+def fork_server(importing_server: ForkServer) -> Iterator[ForkServer]:
+    """Forks into Frontrow processes; none of them outlives the test, to work on the next one's database."""
+    yield importing_server
+    importing_server.kill_all()
+
+
 @pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    """Imports everything once and forks into Frontrow processes."""
+def importing_server() -> Iterator[ForkServer]:
+    """Imports everything once."""
     with running_fork_server() as server:
         yield server

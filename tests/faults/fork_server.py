@@ -23,6 +23,7 @@ from infra import serving
 from infra.failpoints import Action, Failpoints
 from infra.settings import Settings
 from infra.telemetry import configure_logging
+from tests.servers import wait_until
 
 Json = dict[str, Any]
 
@@ -106,6 +107,12 @@ class ForkServer:
         self._next = 0
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
+
+    def kill_all(self) -> None:
+        """No child runs any more. Raises: TimeoutError."""
+        for child in list(self._children.values()):
+            child.kill()
+        wait_until(lambda: not any(child.is_alive for child in self._children.values()), limit_s=PATIENCE_S)
 
     def close(self) -> None:
         """All children are killed, and nothing of it is left."""
