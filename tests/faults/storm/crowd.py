@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from infra.db.unit import Database
@@ -18,6 +19,8 @@ TYPES = 2
 TICKETS_MAX = 3
 LIMIT = 6
 CAPACITY = (10, 80)
+# What the organiser changes them to.
+CAPACITIES, LIMITS = range(50, 121), range(4, 10)
 ORGANISER_NAP_S = (1.0, 4.0)
 # Between two things that one buyer does; the crowd is large enough without haste.
 THINK_S = 0.15
@@ -26,11 +29,12 @@ METHODS = {"pm_card_visa": 80, "pm_card_visa_chargeDeclined": 12, "pm_card_authe
 
 @dataclass
 class Market:
-    """The concerts of one round that sell now, each with its ticket types, and all that there were."""
+    """The concerts of one round that sell now, each with its ticket types."""
 
     history: History
     open: dict[str, list[str]] = field(default_factory=dict)
-    all_ids: list[str] = field(default_factory=list)
+    # Capacities by ticket type and limits by concert, those that were refused too.
+    _asked: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
 
     async def add(self, admin: Api, database: Database, rng: random.Random) -> None:
         """One more concert sells."""
@@ -38,8 +42,19 @@ class Market:
         concert = await insist(lambda: admin.register(ticketTypes=types, maxTicketsPerUser=LIMIT))
         concert_id = raw(concert.id)
         self.history.openings.append(await insist(lambda: opening_of(database, concert_id)))
-        self.all_ids.append(concert_id)
         self.open[concert_id] = [raw(type_id) for type_id in concert.types]
+        self._asked[concert_id].add(LIMIT)
+        for type_id, asked in zip(self.open[concert_id], types, strict=True):
+            self._asked[type_id].add(asked["capacity"])
+
+    def another(self, rng: random.Random, of: str, values: range) -> int | None:
+        """A value that was never asked for: what changes nothing has no place in the order of changes."""
+        fresh = [value for value in values if value not in self._asked[of]]
+        if not fresh:
+            return None
+        value = rng.choice(fresh)
+        self._asked[of].add(value)
+        return value
 
 
 @dataclass
@@ -108,7 +123,9 @@ async def organise(
             if choice < 0.15:
                 await organiser.close(concert_id)
         elif choice < 0.9:
-            types = market.open[concert_id]
-            await organiser.change(concert_id, {rng.choice(types): rng.randint(*CAPACITY) + 40})
-        else:
-            await organiser.change(concert_id, limit=rng.randint(4, 9))
+            type_id = rng.choice(market.open[concert_id])
+            capacity = market.another(rng, type_id, CAPACITIES)
+            if capacity is not None:
+                await organiser.change(concert_id, {type_id: capacity})
+        elif (limit := market.another(rng, concert_id, LIMITS)) is not None:
+            await organiser.change(concert_id, limit=limit)
