@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -23,6 +24,7 @@ from infra.settings import Settings
 
 # From a cached read to a payment that takes its whole limit of 610 ms and beyond.
 DURATION_BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
+SHARING_BUCKETS = (1, 2, 5, 10, 20, 50, 100)
 HTTP_METHODS = frozenset({"GET", "POST", "OPTIONS", "HEAD"})
 
 
@@ -97,6 +99,7 @@ class Metrics:
     http_requests: Histogram
     graphql_operations: Counter
     transactions: Histogram
+    bookings_per_commit: Histogram
     waiting: Gauge
     breaker_state: Enum
     breaker_transitions: Counter
@@ -128,33 +131,33 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"frontrow_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(f"frontrow_{name}", text, labels, buckets=DURATION_BUCKETS_S, registry=registry)
+        def histogram(
+            name: str, text: str, *labels: str, buckets: Sequence[float] = DURATION_BUCKETS_S
+        ) -> Histogram:
+            return Histogram(f"frontrow_{name}", text, labels, buckets=buckets, registry=registry)
 
         return cls(
             registry=registry,
-            http_requests=histogram(
-                "http_request_seconds", "HTTP requests and how long they took.", "method", "status"
-            ),
+            http_requests=histogram("http_request_seconds", "HTTP requests by time.", "method", "status"),
             graphql_operations=counter(
                 "graphql_operations",
                 "GraphQL operations by type and code, OK or the first error.",
-                "type",
-                "code",
+                *("type", "code"),
             ),
             transactions=histogram(
-                "transaction_seconds",
-                "Transactions that may write, by name, and how long they were open.",
-                "name",
+                "transaction_seconds", "Transactions that may write, by name, open for so long.", "name"
             ),
-            waiting=gauge("waiting", "Requests that wait for a database connection, by queue.", "queue"),
+            bookings_per_commit=histogram(
+                "bookings_per_commit", "Bookings that shared a commit.", buckets=SHARING_BUCKETS
+            ),
+            waiting=gauge("waiting", "Requests that wait for a connection or a commit, by queue.", "queue"),
             breaker_state=Enum(
                 "frontrow_breaker_state",
                 "The circuit breaker around the processor.",
                 states=["closed", "half-open", "open"],
                 registry=registry,
             ),
-            breaker_transitions=counter("breaker_transitions", "Changes of the breaker by new state.", "to"),
+            breaker_transitions=counter("breaker_transitions", "Breaker's changes by new state.", "to"),
             outbox_lag_s=gauge("outbox_lag_seconds", "Age of the oldest outbox row."),
             outbox_depth=gauge("outbox_depth", "Outbox rows that wait."),
             relay_failures=counter(

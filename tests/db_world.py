@@ -177,9 +177,9 @@ async def hold(unit: SqlWriteUnit, sale: Sale, booking: Booking) -> Sale:
     """Write a booking and the stock that it takes, as `bookConcert` does; the sale as it is then."""
     wanted = tuple(Quantity(item.ticket_type_id, item.quantity) for item in booking.items)
     held = sale.with_held(wanted)
-    await unit.bookings.add(booking)
+    await unit.bookings.add([booking])
     await unit.sales.save(sale, held)
-    await unit.bookings.add_events([(None, booking)], stock_version=held.version)
+    await unit.bookings.add_events([(None, booking, held.version)])
     await unit.bookings.raise_my_page_versions([booking.user_id])
     return held
 
@@ -187,7 +187,7 @@ async def hold(unit: SqlWriteUnit, sale: Sale, booking: Booking) -> Sale:
 async def put_booking(database: Database, booking: Booking) -> Booking:
     """The booking is there, whatever the stock says."""
     async with database.write() as unit:
-        await unit.bookings.add(booking)
+        await unit.bookings.add([booking])
         await unit.bookings.raise_my_page_versions([booking.user_id])
         await unit.commit()
     return booking

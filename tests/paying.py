@@ -23,6 +23,7 @@ from infra.db.invariants import broken
 from infra.db.payments import payment_from
 from infra.db.tables import booking_events, bookings, outbox, payment_intents, payments
 from infra.db.unit import Database
+from infra.group_commit import SharedCommits
 from tests.db_world import NOW, a_sale, open_sale
 from tests.fake_processor import OK, FakeProcessor
 
@@ -197,10 +198,12 @@ async def running_shop(
     *,
     gateway: PaymentGateway | None = None,
     settle_after_s: float = 30.0,
+    booking_batch_max: int = 100,
 ) -> AsyncIterator[Shop]:
     """A shop over the database; what no use case of it reaches is left out."""
     passwords = Argon2Passwords(max_waiting=1)
     deps = Deps(
+        together=SharedCommits(batch_max=booking_batch_max, waiting_max=700),
         write=database.write,
         reads=database.reads,
         read_model=cast(ReadModel, None),

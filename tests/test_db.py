@@ -239,7 +239,7 @@ async def test_booking_is_read_back_as_it_was_written(database: Database) -> Non
     async with database.write() as unit:
         assert await unit.bookings.lock([both.id]) == [both]
         await unit.bookings.save([(both, changed)])
-        await unit.bookings.add_events([(both, changed)], stock_version=7)
+        await unit.bookings.add_events([(both, changed, 7)])
         await unit.commit()
     assert await database.reads.bookings([both.id]) == {both.id: changed}
     async with database.readers.single() as statements:
@@ -294,7 +294,8 @@ async def test_due_and_live_bookings_are_found(database: Database) -> None:
         assert len(await unit.bookings.due(NOW + timedelta(minutes=9), limit=2)) == 2
         assert await unit.bookings.live_of(sale.concert_id, limit=10) == ["b1", "b2", "b3", "b4"]
         assert len(await unit.bookings.live_of(sale.concert_id, limit=3)) == 3
-        assert await unit.bookings.live_ticket_quantity(UserId("ada"), sale.concert_id) == 4
+        ada, bob = UserId("ada"), UserId("bob")
+        assert await unit.bookings.live_ticket_quantities([ada, bob], sale.concert_id) == {ada: 4}
         assert await unit.sales.unsettled(sale.concert_id) == (4, 1)
         assert await unit.sales.unsettled(ConcertId("other")) == (0, 0)
 
@@ -308,7 +309,7 @@ async def test_many_bookings_are_saved_together(database: Database) -> None:
         with recorded(database) as seen:
             async with database.write() as unit:
                 await unit.bookings.save(changes)
-                await unit.bookings.add_events(changes, stock_version=1)
+                await unit.bookings.add_events([(was, each, 1) for was, each in changes])
                 await unit.commit()
         assert len(seen) == 3
     assert await database.reads.bookings([each.id for each in old]) == {each.id: each for each in new}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from domain.ports.live import EventStream, Listener, LiveUpdates, Message, Resync
-from domain.ports.means import AttemptLimiter, Passwords, Randomness
+from domain.ports.means import AttemptLimiter, GroupCommit, Passwords, Randomness
 from domain.ports.processor import PaymentGateway
 from domain.ports.reading import ReadModel, Reads
 from domain.ports.writing import (
@@ -13,6 +13,7 @@ from domain.ports.writing import (
     ConcertStore,
     IdempotencyStore,
     IntentRecord,
+    KeptOutcome,
     KeyScope,
     OpenIntent,
     Outbox,
@@ -30,8 +31,10 @@ __all__ = [
     "Deps",
     "Doors",
     "EventStream",
+    "GroupCommit",
     "IdempotencyStore",
     "IntentRecord",
+    "KeptOutcome",
     "KeyScope",
     "Listener",
     "LiveUpdates",
@@ -80,6 +83,7 @@ class Deps:
     """Everything a use case may reach, built once in the composition root."""
 
     write: Doors
+    together: GroupCommit
     reads: Reads
     read_model: ReadModel
     live: LiveUpdates

@@ -1,7 +1,13 @@
-"""Small doors: passwords, randomness, and how often one may try."""
+"""Small doors: passwords, randomness, how often one may try, and who shares a commit."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from domain.base import DomainError
+
+Q = TypeVar("Q")
+R = TypeVar("R")
 
 
 class Passwords(Protocol):
@@ -44,5 +50,22 @@ class AttemptLimiter(Protocol):
 
         Concurrency: with as many guesses under way as are left, the next ones wait for how those end.
         Raises: TooManyAttempts with the time to wait.
+        """
+        ...
+
+
+class GroupCommit(Protocol):
+    """Requests for the same lock share a transaction instead of waiting for each other."""
+
+    async def __call__(
+        self, lane: str, request: Q, commit: Callable[[Sequence[Q]], Awaitable[Sequence[R | DomainError]]], /
+    ) -> R:
+        """The request's own outcome, once it is committed.
+
+        `commit` takes requests of one lane, in the order they came, and has an outcome for each. It runs once at a
+        time per lane and process; who comes meanwhile waits for the next. Nobody waits where nothing is in flight.
+        Where it raises, each of them is done alone; but not after DatabaseAway or Overloaded, which are for all.
+        Concurrency: who is cancelled while waiting takes its request along; once in flight it is carried out.
+        Raises: the outcome that is an error; Overloaded at once where too many wait.
         """
         ...

@@ -1,6 +1,6 @@
 """The door to the database, for writing: one transaction and the stores in it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -21,6 +21,20 @@ class KeyScope:
     mutation: str
     key: str
     arguments_hash: str
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What must not happen twice, whatever the arguments."""
+        return self.user_id, self.mutation, self.key
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOutcome:
+    """What a key led to, to be kept: the id of what was made or changed, or the refusal."""
+
+    scope: KeyScope
+    reference: str | None
+    refusal: DomainError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,17 @@ class IdempotencyStore(Protocol):
 
     async def find(self, scope: KeyScope) -> StoredOutcome | None:
         """What the key led to before, without claiming it."""
+        ...
+
+    async def find_each(self, scopes: Sequence[KeyScope | None]) -> list[StoredOutcome | None]:
+        """What each of these keys of one mutation led to before, if it was used; None for None."""
+        ...
+
+    async def keep(self, outcomes: Sequence[KeptOutcome]) -> bool:
+        """Keep the outcomes of keys that were not used before; False where a parallel transaction had one first.
+
+        Concurrency: waits for parallel transactions that keep one of the keys. Roll back after False.
+        """
         ...
 
     async def finish(
@@ -132,16 +157,16 @@ class SaleStore(Protocol):
 class BookingStore(Protocol):
     """Bookings, their items and their history."""
 
-    async def add(self, booking: Booking) -> None:
-        """Insert a booking with its items."""
+    async def add(self, bookings: Sequence[Booking]) -> None:
+        """Insert bookings of one concert with their items."""
         ...
 
     async def lock(self, booking_ids: Sequence[BookingId]) -> list[Booking]:
         """The bookings that exist, by id, locked until the transaction ends."""
         ...
 
-    async def get(self, booking_id: BookingId) -> Booking | None:
-        """Read without a lock: for whoever may hold the sale's already, and decides nothing on it."""
+    async def get(self, booking_ids: Sequence[BookingId]) -> list[Booking]:
+        """Those that exist, read without a lock: for whoever may hold the sale's already, and decides nothing on it."""
         ...
 
     async def was_approved(self, booking_id: BookingId) -> bool:
@@ -152,14 +177,14 @@ class BookingStore(Protocol):
         """Compare-and-set on status and version. Raises: AssertionError where a row is not as in the old one."""
         ...
 
-    async def add_events(
-        self, changes: Sequence[tuple[Booking | None, Booking]], *, stock_version: int
-    ) -> None:
-        """One row of each booking's history."""
+    async def add_events(self, changes: Sequence[tuple[Booking | None, Booking, int]]) -> None:
+        """One row of the booking's history for each: before, after, and the sale's version then."""
         ...
 
-    async def live_ticket_quantity(self, user_id: UserId, concert_id: ConcertId) -> int:
-        """The tickets of all live bookings of one person for one concert. Read it under the sale's lock."""
+    async def live_ticket_quantities(
+        self, user_ids: Collection[UserId], concert_id: ConcertId
+    ) -> Mapping[UserId, int]:
+        """The tickets of all live bookings for one concert of those who have any. Read it under the sale's lock."""
         ...
 
     async def raise_my_page_versions(self, user_ids: Sequence[UserId]) -> list[int]:

@@ -16,11 +16,13 @@ from infra.auth import Argon2Passwords, MemoryAttemptLimiter, SystemRandomness
 from infra.breaker import Breaker, BreakerGateway, BreakerMetrics
 from infra.db.checks import PromiseChecks, Standing
 from infra.db.engine import DatabaseLimits
+from infra.db.outbox import OutboxQueue
 from infra.db.promises import PROMISES
 from infra.db.source import WriteSideSource
 from infra.db.unit import Database
 from infra.event_stream import BroadcastEventStream, memory_event_stream, redis_event_stream
 from infra.failpoints import Failpoints
+from infra.group_commit import SharedCommits
 from infra.live_updates import StreamedUpdates
 from infra.own_writes import FreshReadModel
 from infra.payment_gateway import StripeGateway
@@ -43,6 +45,7 @@ class Frontrow:
     settings: Settings
     deps: Deps
     database: Database
+    commits: SharedCommits
     checks: PromiseChecks
     source: Source
     read_model: RebuildableReadModel
@@ -129,8 +132,10 @@ async def composed(
         stack.push_async_callback(database.close)
         passwords = Argon2Passwords(max_waiting=settings.max_waiting_passwords)
         stack.callback(passwords.close)
+        commits = _commits(settings, metrics)
         deps = Deps(
             write=database.write,
+            together=commits,
             reads=database.reads,
             read_model=fresh,
             live=StreamedUpdates(stream),
@@ -144,18 +149,10 @@ async def composed(
         if failpoints is not None:
             deps, queue = failpoints.around(deps), failpoints.around_queue(queue)
         source, checks = WriteSideSource(database), PromiseChecks(database)
-        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        worker = Worker(
-            replace(deps, reads=database.steady_reads),
-            queue,
-            read_model=read_model,
-            source=source,
-            name=name,
-            metrics=metrics,
-            throttle=_throttle(settings),
-            verifier=_verifier(settings, deps, checks, worker=name),
+        worker = _worker(settings, deps, database, queue, read_model, source, checks, metrics)
+        yield Frontrow(
+            settings, deps, database, commits, checks, source, read_model, stream, worker, wake, metrics
         )
-        yield Frontrow(settings, deps, database, checks, source, read_model, stream, worker, wake, metrics)
 
 
 async def _read_model(settings: Settings, stack: AsyncExitStack) -> RebuildableReadModel:
@@ -194,6 +191,37 @@ async def _gateway(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
         listeners=[BreakerMetrics(metrics)],
     )
     return BreakerGateway(gateway, breaker, looks_max=at_once)
+
+
+def _commits(settings: Settings, metrics: Metrics) -> SharedCommits:
+    return SharedCommits(
+        batch_max=settings.booking_batch_max,
+        waiting_max=settings.db_pool_queue_max,
+        on_commit=metrics.bookings_per_commit.observe,
+    )
+
+
+def _worker(
+    settings: Settings,
+    deps: Deps,
+    database: Database,
+    queue: OutboxQueue,
+    read_model: RebuildableReadModel,
+    source: Source,
+    checks: PromiseChecks,
+    metrics: Metrics,
+) -> Worker:
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return Worker(
+        replace(deps, reads=database.steady_reads),
+        queue,
+        read_model=read_model,
+        source=source,
+        name=name,
+        metrics=metrics,
+        throttle=_throttle(settings),
+        verifier=_verifier(settings, deps, checks, worker=name),
+    )
 
 
 def _verifier(settings: Settings, deps: Deps, checks: PromiseChecks, *, worker: str) -> Verifier:

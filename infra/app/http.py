@@ -94,7 +94,7 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
         sessions_alive=frontrow.database.steady_reads.live_sessions,
         metrics=frontrow.metrics,
         rooms={
-            "bookConcert": frontrow.database.writers.check_room,
+            "bookConcert": partial(_check_room_to_book, frontrow),
             "cancelBooking": frontrow.database.writers.check_room,
             "payBooking": frontrow.database.payers.check_room,
         },
@@ -110,6 +110,11 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
             allowed_origins=_socket_origins(settings),
         ),
     )
+
+
+def _check_room_to_book(frontrow: Frontrow) -> None:
+    frontrow.commits.check_room()
+    frontrow.database.writers.check_room()
 
 
 def _web_origins(settings: Settings) -> list[str]:
@@ -186,7 +191,8 @@ async def _metrics(request: Request) -> Response:
             await frontrow.measure()
     except (DomainError, TimeoutError) as error:
         log.warning("metrics.old", error=str(error))
-    for queue, length in frontrow.database.waiting().items():
+    waiting = {**frontrow.database.waiting(), "commits": frontrow.commits.waiting}
+    for queue, length in waiting.items():
         frontrow.metrics.waiting.labels(queue=queue).set(length)
     frontrow.metrics.event_stream_connected.set(frontrow.stream.is_connected)
     return Response(frontrow.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -20,19 +20,22 @@ class SqlBookingStore:
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
 
-    async def add(self, booking: Booking) -> None:
-        """Insert a booking with its items, noting the per-person limit it was made under."""
-        row = {
-            "id": booking.id,
-            "user_id": booking.user_id,
-            "concert_id": booking.concert_id,
-            "ticket_quantity": booking.ticket_quantity,
-            "total_minor": booking.total.amount_minor,
-            "currency": booking.total.currency,
-            "of_concert": booking.concert_id,
-            "created_at": booking.created_at,
-            **_changing(booking),
-        }
+    async def add(self, made: Sequence[Booking]) -> None:
+        """Insert bookings of one concert with their items, noting the per-person limit they were made under."""
+        rows = [
+            {
+                "id": booking.id,
+                "user_id": booking.user_id,
+                "concert_id": booking.concert_id,
+                "ticket_quantity": booking.ticket_quantity,
+                "total_minor": booking.total.amount_minor,
+                "currency": booking.total.currency,
+                "of_concert": booking.concert_id,
+                "created_at": booking.created_at,
+                **_changing(booking),
+            }
+            for booking in made
+        ]
         items = [
             {
                 "booking_id": booking.id,
@@ -42,9 +45,10 @@ class SqlBookingStore:
                 "quantity": item.quantity,
                 "unit_price_minor": item.unit_price.amount_minor,
             }
+            for booking in made
             for position, item in enumerate(booking.items)
         ]
-        await self._statements.change(_ADD, row)
+        await self._statements.change(_ADD, rows)
         await self._statements.change(booking_items.insert(), items)
 
     async def lock(self, booking_ids: Sequence[BookingId]) -> list[Booking]:
@@ -57,11 +61,12 @@ class SqlBookingStore:
         )
         return await with_items(self._statements, rows)
 
-    async def get(self, booking_id: BookingId) -> Booking | None:
-        """Read without a lock: for whoever may hold the sale's already, and decides nothing on it."""
-        rows = await self._statements.rows(select(bookings).where(bookings.c.id == booking_id))
-        found = await with_items(self._statements, rows)
-        return found[0] if found else None
+    async def get(self, booking_ids: Sequence[BookingId]) -> list[Booking]:
+        """Those that exist, read without a lock: for whoever may hold the sale's already, and decides nothing."""
+        if not booking_ids:
+            return []
+        named = self._statements.one_of(bookings.c.id, booking_ids)
+        return await with_items(self._statements, await self._statements.rows(select(bookings).where(named)))
 
     async def was_approved(self, booking_id: BookingId) -> bool:
         """Whether it ever was APPROVED."""
@@ -90,10 +95,8 @@ class SqlBookingStore:
             if old.status is BookingStatus.EXPIRED and new.status in LIVE:
                 await self._note_limit(new)
 
-    async def add_events(
-        self, changes: Sequence[tuple[Booking | None, Booking]], *, stock_version: int
-    ) -> None:
-        """One row of each booking's history."""
+    async def add_events(self, changes: Sequence[tuple[Booking | None, Booking, int]]) -> None:
+        """One row of the booking's history for each: before, after, and the sale's version then."""
         rows = [
             {
                 "booking_id": new.id,
@@ -105,14 +108,24 @@ class SqlBookingStore:
                 "stock_version": stock_version,
                 "occurred_at": new.updated_at,
             }
-            for old, new in changes
+            for old, new, stock_version in changes
         ]
         await self._statements.change(booking_events.insert(), rows)
 
-    async def live_ticket_quantity(self, user_id: UserId, concert_id: ConcertId) -> int:
-        """The tickets of all live bookings of one person for one concert. Read it under the sale's lock."""
-        (row,) = await self._statements.rows(_LIVE_TICKETS, {"of_concert": concert_id, "of_user": user_id})
-        return int(row[0])
+    async def live_ticket_quantities(
+        self, user_ids: Collection[UserId], concert_id: ConcertId
+    ) -> dict[UserId, int]:
+        """The tickets of all live bookings for one concert of those who have any. Read it under the sale's lock."""
+        rows = await self._statements.rows(
+            select(bookings.c.user_id, func.sum(bookings.c.ticket_quantity))
+            .where(
+                bookings.c.concert_id == concert_id,
+                self._statements.one_of(bookings.c.user_id, user_ids),
+                among(bookings.c.status, LIVE),
+            )
+            .group_by(bookings.c.user_id)
+        )
+        return {UserId(user_id): int(tickets) for user_id, tickets in rows}
 
     async def raise_my_page_versions(self, user_ids: Sequence[UserId]) -> list[int]:
         """The next version for each, without gaps; who is named twice has two. Locks the buyers' rows by id."""
@@ -178,7 +191,6 @@ _LIVE_OF_USER = (
     bookings.c.user_id == bindparam("of_user"),
     among(bookings.c.status, LIVE),
 )
-_LIVE_TICKETS = select(func.coalesce(func.sum(bookings.c.ticket_quantity), 0)).where(*_LIVE_OF_USER)
 
 
 async def with_items(statements: Statements, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Booking]:

@@ -35,6 +35,7 @@ from sqlalchemy import (
     make_url,
     select,
     text,
+    tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -237,6 +238,15 @@ class Statements:
         if self.is_postgres:
             return column == func.any(literal(list(ids), ARRAY(Text)))
         return column.in_(list(ids))
+
+    def one_of_pairs(
+        self, columns: tuple[Column[Any], Column[Any]], pairs: Collection[tuple[str, str]]
+    ) -> ColumnElement[bool]:
+        """`columns` are one of `pairs`, in one prepared statement for any number of them."""
+        if not self.is_postgres:
+            return tuple_(*columns).in_(list(pairs))
+        sides = [literal([pair[side] for pair in pairs], ARRAY(Text)) for side in (0, 1)]
+        return tuple_(*columns).in_(select(*(func.unnest(side) for side in sides)))
 
     @asynccontextmanager
     async def catalogue(self, *, lock_s: float | None) -> AsyncIterator[None]:

@@ -1,11 +1,14 @@
 """Idempotency keys and their outcomes."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, delete, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from domain.base import DomainError, InProgress
-from domain.ports import KeyScope, StoredOutcome
+from domain.ports import KeptOutcome, KeyScope, StoredOutcome
 from infra.codec import decode_refusal, encode_refusal
 from infra.db.engine import Statements
 from infra.db.errors import LockTimeout
@@ -27,8 +30,6 @@ class SqlIdempotencyStore:
         Concurrency: waits for a parallel claim of the same key to commit or roll back, hence a claim without
         an outcome is never seen. Raises: InProgress where that takes too long.
         """
-        insert = self._statements.insert(idempotency_keys).values(claimed_at=self._statements.clock())
-        fresh = ("arguments_hash", "reference", "refusal", "claimed_at")
         row = {
             "user_id": scope.user_id,
             "mutation": scope.mutation,
@@ -37,13 +38,8 @@ class SqlIdempotencyStore:
             "reference": None,
             "refusal": None,
         }
-        statement = insert.on_conflict_do_update(
-            index_elements=["user_id", "mutation", "key"],
-            set_={name: insert.excluded[name] for name in fresh},
-            where=idempotency_keys.c.claimed_at <= self._statements.clock(plus_s=-KEPT_S),
-        )
         try:
-            claimed = await self._statements.change(statement, row)
+            claimed = await self._statements.change(self._claim(), row)
         except LockTimeout as error:
             raise InProgress from error
         return None if claimed else await self._stored(scope)
@@ -52,6 +48,50 @@ class SqlIdempotencyStore:
         """What the key led to before, without claiming it."""
         kept_from = self._statements.clock(plus_s=-KEPT_S)
         return await self._stored(scope, idempotency_keys.c.claimed_at > kept_from)
+
+    async def find_each(self, scopes: Sequence[KeyScope | None]) -> list[StoredOutcome | None]:
+        """What each of these keys of one mutation led to before, if it was used; None for None."""
+        keyed = [scope for scope in scopes if scope is not None]
+        if not keyed:
+            return [None] * len(scopes)
+        named = self._statements.one_of_pairs(
+            (idempotency_keys.c.user_id, idempotency_keys.c.key), [(each.user_id, each.key) for each in keyed]
+        )
+        kept_from = self._statements.clock(plus_s=-KEPT_S)
+        rows = await self._statements.rows(
+            select(idempotency_keys).where(
+                named,
+                idempotency_keys.c.mutation == keyed[0].mutation,
+                idempotency_keys.c.claimed_at > kept_from,
+            )
+        )
+        found = {(row.user_id, row.mutation, row.key): _stored(row) for row in rows}
+        return [None if scope is None else found.get(scope.identity) for scope in scopes]
+
+    async def keep(self, outcomes: Sequence[KeptOutcome]) -> bool:
+        """Keep the outcomes of keys that were not used before; False where a parallel transaction had one first.
+
+        Concurrency: waits for parallel transactions that keep one of the keys, and takes them in one order.
+        Raises: InProgress where that takes too long.
+        """
+        if not outcomes:
+            return True
+        rows = [
+            {
+                "user_id": outcome.scope.user_id,
+                "mutation": outcome.scope.mutation,
+                "key": outcome.scope.key,
+                "arguments_hash": outcome.scope.arguments_hash,
+                "reference": outcome.reference,
+                "refusal": None if outcome.refusal is None else encode_refusal(outcome.refusal),
+            }
+            for outcome in sorted(outcomes, key=lambda outcome: outcome.scope.identity)
+        ]
+        try:
+            kept = await self._statements.rows(self._claim().returning(idempotency_keys.c.key), rows)
+        except LockTimeout as error:
+            raise InProgress from error
+        return len(kept) == len(rows)
 
     async def finish(
         self, scope: KeyScope, *, reference: str | None = None, refusal: DomainError | None = None
@@ -84,13 +124,25 @@ class SqlIdempotencyStore:
 
     async def _stored(self, scope: KeyScope, *where: ColumnElement[bool]) -> StoredOutcome | None:
         row = await self._statements.row(select(idempotency_keys).where(*_is(scope), *where))
-        if row is None:
-            return None
-        return StoredOutcome(
-            arguments_hash=row.arguments_hash,
-            reference=row.reference,
-            refusal=None if row.refusal is None else decode_refusal(row.refusal),
+        return None if row is None else _stored(row)
+
+    def _claim(self) -> "postgresql.Insert | sqlite.Insert":
+        """An INSERT of keys; those that are there stay as they are, unless their time is over."""
+        insert = self._statements.insert(idempotency_keys).values(claimed_at=self._statements.clock())
+        fresh = ("arguments_hash", "reference", "refusal", "claimed_at")
+        return insert.on_conflict_do_update(
+            index_elements=["user_id", "mutation", "key"],
+            set_={name: insert.excluded[name] for name in fresh},
+            where=idempotency_keys.c.claimed_at <= self._statements.clock(plus_s=-KEPT_S),
         )
+
+
+def _stored(row: Row[*tuple[Any, ...]]) -> StoredOutcome:
+    return StoredOutcome(
+        arguments_hash=row.arguments_hash,
+        reference=row.reference,
+        refusal=None if row.refusal is None else decode_refusal(row.refusal),
+    )
 
 
 def _is(scope: KeyScope) -> tuple[ColumnElement[bool], ...]:

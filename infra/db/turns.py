@@ -12,6 +12,13 @@ from domain.base import Overloaded
 RETRY_AFTER_MIN_MS = 1_000
 
 
+def overloaded(waited_s: float) -> Overloaded:
+    """What somebody is told who can't even wait, where whoever is served now has waited for so long."""
+    # Not all at the same moment, or they would be a rush again.
+    wait_ms = max(RETRY_AFTER_MIN_MS, round(waited_s * 1_000))
+    return Overloaded(random.randint(wait_ms, 2 * wait_ms))
+
+
 class Turns:
     """So many places, and the queues in front of them.
 
@@ -66,9 +73,7 @@ class Queue:
         Whoever is served now has waited about as long as somebody who came now would.
         """
         if self._length_max is not None and len(self._waiting) >= self._length_max:
-            # Not all at the same moment, or they would be a rush again.
-            wait_ms = max(RETRY_AFTER_MIN_MS, round(self._waited_s * 1_000))
-            raise Overloaded(random.randint(wait_ms, 2 * wait_ms))
+            raise overloaded(self._waited_s)
 
     async def enter(self) -> None:
         """A place is the caller's, until `leave`. Raises: Overloaded at once where nobody may wait any more."""

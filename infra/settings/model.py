@@ -166,6 +166,8 @@ class StorageSettings(_Group):
     """Wait for a free connection at most, seconds."""
     db_pool_queue_max: int = Field(default=700, ge=1, le=100_000)
     """Requests that wait for one at most, in each queue (bookings, payments, reads); one more is `OVERLOADED`."""
+    booking_batch_max: int = Field(default=100, ge=1, le=1_000)
+    """Bookings of one concert that share a commit at most, of those that came while another was in flight. 1: none."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis or Valkey: `redis://...`. Empty: in memory, one process."""
     redis_heartbeat_s: float = Field(default=2, ge=0.1, le=60)

@@ -126,12 +126,12 @@ async def stands(database: Database, name: str, booking: BookingStatus, payment:
         version=len(way),
     )
     async with database.write() as unit:
-        await unit.bookings.add(made)
+        await unit.bookings.add([made])
         for version, (was, status) in enumerate(pairwise((None, *way)), start=1):
             assert status is not None
             step = replace(made, status=status, version=version)
             before = None if was is None else replace(step, status=was)
-            await unit.bookings.add_events([(before, step)], stock_version=1)
+            await unit.bookings.add_events([(before, step, 1)])
             await unit.bookings.raise_my_page_versions([made.user_id])
         attempt = a_payment(made, f"p-{name}", status=payment, intent_id=f"pi-{name}")
         await unit.payments.add(attempt)

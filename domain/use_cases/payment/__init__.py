@@ -36,7 +36,7 @@ from domain.payment import (
     RequestRefused,
 )
 from domain.ports import Deps, IntentRecord, KeyScope, WriteUnit
-from domain.use_cases.booking import abandon_intents, lock_visible, record, sale_of, showing
+from domain.use_cases.booking import Change, abandon_intents, lock_visible, record, sale_of, showing
 from domain.use_cases.keys import scope_of
 from domain.use_cases.payment.answers import (
     ActionNeeded,
@@ -260,7 +260,7 @@ async def _send(
         )
         await unit.payments.add(attempt)
         pending = showing(booking.after(Action.SEND, now), [*payments, attempt])
-        await record(unit, [(booking, pending)], sale=sale, moved=None)
+        await record(unit, [Change(booking, pending, sale)], sale=sale)
         if scope is not None:
             await unit.idempotency.finish(scope, reference=attempt.id)
         await unit.commit()

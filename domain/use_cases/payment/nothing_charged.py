@@ -7,7 +7,7 @@ from domain.base import InvalidInput, PaymentStatus
 from domain.booking import PAYABLE, Booking, BookingStatus, Sale, check_payable
 from domain.payment import GatewayError, NotSent, OutcomeUnknown, Payment, RequestRefused
 from domain.ports import Deps, IntentRecord, KeyScope, WriteUnit
-from domain.use_cases.booking import record, sale_of, showing
+from domain.use_cases.booking import Change, record, sale_of, showing
 from domain.use_cases.payment.answers import RETRY_AFTER_MS, Deferred
 
 
@@ -58,7 +58,7 @@ async def _write_deferred(
         starts_at=sale.starts_at,
         retry_pay_at=now + timedelta(milliseconds=retry_after_ms),
     )
-    await record(unit, [(booking, deferred)], sale=sale, moved=None)
+    await record(unit, [Change(booking, deferred, sale)], sale=sale)
     return deferred
 
 
@@ -70,7 +70,7 @@ async def not_charged(deps: Deps, attempt: Payment, *, retry_after_ms: int) -> D
         sale = await sale_of(unit, booking)
         if _waits_for(attempt, booking):
             returned = showing(booking.returned(now), voided)
-            await record(unit, [(booking, returned)], sale=sale, moved=None)
+            await record(unit, [Change(booking, returned, sale)], sale=sale)
             booking = await _write_deferred(deps, unit, returned, sale, now, retry_after_ms)
         await unit.commit()
     if booking.status not in PAYABLE:
@@ -85,7 +85,8 @@ async def method_refused(deps: Deps, attempt: Payment, scope: KeyScope | None, r
         now = await unit.now()
         if _waits_for(attempt, booking):
             returned = showing(booking.returned(now), voided)
-            await record(unit, [(booking, returned)], sale=await sale_of(unit, booking), moved=None)
+            sale = await sale_of(unit, booking)
+            await record(unit, [Change(booking, returned, sale)], sale=sale)
         if scope is not None:
             await unit.idempotency.finish(scope, refusal=refusal)
         await unit.commit()
@@ -103,7 +104,8 @@ async def _void(unit: WriteUnit, attempt: Payment) -> tuple[Booking, list[Paymen
         payments[payments.index(current)] = voided
         if not _waits_for(attempt, booking):
             touched = showing(booking.touched(now), payments)
-            await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
+            sale = await sale_of(unit, booking)
+            await record(unit, [Change(booking, touched, sale)], sale=sale)
             booking = touched
     return booking, payments
 

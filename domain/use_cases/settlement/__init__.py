@@ -13,7 +13,7 @@ from domain.booking import HOLDING, Action, Booking, BookingStatus
 from domain.events import IntentAbandoned
 from domain.payment import Intent, IntentStatus, Payment
 from domain.ports import Deps, IntentRecord, OpenIntent, WriteUnit
-from domain.use_cases.booking import lock_sale_of, record, request_refunds, sale_of, showing
+from domain.use_cases.booking import Change, lock_sale_of, record, request_refunds, sale_of, showing
 from domain.use_cases.settlement.refunds import refund_payment, retry_failed_refunds
 
 __all__ = [
@@ -156,8 +156,9 @@ async def _captured(case: _Case) -> None:
         sale = await lock_sale_of(case.unit, case.old)
     may_sell = sale is not None and not sale.is_cancelled and sale.halted_at is None
     if sale is not None and case.old.status is BookingStatus.EXPIRED and may_sell:
-        owned = await case.unit.bookings.live_ticket_quantity(case.old.user_id, case.old.concert_id)
-        is_within_limit = owned + case.old.ticket_quantity <= sale.max_tickets_per_user
+        user_id = case.old.user_id
+        owned = await case.unit.bookings.live_ticket_quantities([user_id], case.old.concert_id)
+        is_within_limit = owned.get(user_id, 0) + case.old.ticket_quantity <= sale.max_tickets_per_user
         is_approvable = is_within_limit and sale.has_seats(case.old.quantities)
     if not is_approvable or sale is None:
         (refunding,) = await request_refunds(case.unit, [case.attempt], case.now)
@@ -170,7 +171,7 @@ async def _captured(case: _Case) -> None:
         else sale.with_sold(case.old.quantities)
     )
     case.new = showing(case.old.after(Action.CAPTURE, case.now), case.payments)
-    await record(case.unit, [(case.old, case.new)], sale=sale, moved=moved)
+    await record(case.unit, [Change(case.old, case.new, moved)], sale=sale)
 
 
 async def _refunded(case: _Case) -> None:
@@ -184,7 +185,7 @@ async def _refunded(case: _Case) -> None:
     sale = await lock_sale_of(case.unit, current)
     case.old, case.new = current, showing(current.after(Action.REVERSE, case.now), case.payments)
     moved = sale.with_sold_released(current.quantities)
-    await record(case.unit, [(case.old, case.new)], sale=sale, moved=moved)
+    await record(case.unit, [Change(case.old, case.new, moved)], sale=sale)
 
 
 async def _action_required(case: _Case, intent: Intent) -> None:
@@ -225,7 +226,7 @@ async def _record_touched(case: _Case) -> None:
 async def _record_still(case: _Case) -> None:
     """Record the change of a booking that moved no stock."""
     sale = await sale_of(case.unit, case.old)
-    await record(case.unit, [(case.old, case.new)], sale=sale, moved=None)
+    await record(case.unit, [Change(case.old, case.new, sale)], sale=sale)
 
 
 # ---------------------------------------------------------------- who asks
@@ -242,7 +243,8 @@ async def mark_unknown(deps: Deps, booking_id: BookingId, payment_id: PaymentId)
         await unit.payments.save((attempt, unknown))
         payments[payments.index(attempt)] = unknown
         touched = showing(booking.touched(now), payments)
-        await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
+        sale = await sale_of(unit, booking)
+        await record(unit, [Change(booking, touched, sale)], sale=sale)
         await unit.commit()
     return Settled(touched, unknown)
 

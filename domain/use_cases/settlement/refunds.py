@@ -4,7 +4,7 @@ from domain.base import PaymentId, PaymentStatus
 from domain.events import RefundRequested
 from domain.payment import GatewayError, OutcomeUnknown, Payment, RefundStatus, RequestRefused
 from domain.ports import Deps, WriteUnit
-from domain.use_cases.booking import record, request_refunds, sale_of, showing
+from domain.use_cases.booking import Change, record, request_refunds, sale_of, showing
 
 
 async def refund_payment(deps: Deps, event: RefundRequested) -> None:
@@ -57,7 +57,8 @@ async def _refund_ended(deps: Deps, event: RefundRequested, status: RefundStatus
         await unit.payments.save((payment, ended))
         payments[payments.index(payment)] = ended
         touched = showing(booking.touched(now), payments)
-        await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
+        sale = await sale_of(unit, booking)
+        await record(unit, [Change(booking, touched, sale)], sale=sale)
         await unit.commit()
 
 
@@ -78,7 +79,8 @@ async def retry_failed_refunds(deps: Deps, *, limit: int = 1_000) -> int:
             payments[payments.index(payment)] = refunding
             await unit.payments.raise_refund_number(payment.id)
             touched = showing(booking.touched(now), payments)
-            await record(unit, [(booking, touched)], sale=await sale_of(unit, booking), moved=None)
+            sale = await sale_of(unit, booking)
+            await record(unit, [Change(booking, touched, sale)], sale=sale)
             await unit.commit()
             retried += 1
     return retried

@@ -12,7 +12,7 @@ from domain.base import ConcertId, DomainError
 from domain.booking import Booking, BookingChanged, BookingStatus, Sale
 from domain.events import Event
 from domain.ports import Deps, Doors, LiveUpdates, Outbox, WriteUnit
-from domain.use_cases.booking import lock_sale_of, record
+from domain.use_cases.booking import Change, lock_sale_of, record
 from infra.db.engine import Statements
 from infra.db.sales import SqlSaleStore
 from infra.db.tables import sale_stock, sales
@@ -68,7 +68,7 @@ async def expire_whatever_was_due(deps: Deps) -> int:
             sale = await lock_sale_of(unit, booking)
             expired = _expired(booking)
             moved = sale.with_hold_released(booking.quantities)
-            await record(unit, [(booking, expired)], sale=sale, moved=moved)
+            await record(unit, [Change(booking, expired, moved)], sale=sale)
             await unit.commit()
     return len(due)
 

@@ -220,7 +220,8 @@ async def running_stage(
         stack.push_async_callback(database.close)
         read_model = await stack.enter_async_context(redis_read_model(redis_url))
         stream = parts.stream(await stack.enter_async_context(redis_event_stream(redis_url)))
-        shop = await stack.enter_async_context(running_shop(database, processor))
+        # Each booking has a transaction of its own, as if everybody asked another process.
+        shop = await stack.enter_async_context(running_shop(database, processor, booking_batch_max=1))
         live = StreamedUpdates(stream)
 
         @asynccontextmanager

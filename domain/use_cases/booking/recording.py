@@ -1,0 +1,86 @@
+"""Writing changes of bookings, and what every use case that changes one reads first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from domain.base import BookingId
+from domain.booking import Booking, BookingChanged, Sale
+from domain.payment import Payment
+from domain.ports import WriteUnit
+from domain.user import Viewer
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A booking before and after, None before it was made; and its sale after that, a version on if stock moved."""
+
+    old: Booking | None
+    new: Booking
+    sale: Sale
+
+
+async def record(unit: WriteUnit, changes: Sequence[Change], *, sale: Sale) -> None:
+    """Write the changes of bookings of one sale, which led from `sale` to the last one's, and say so.
+
+    Concurrency: the bookings are locked or new, and so is the sale where stock moved.
+    """
+    moved = changes[-1].sale
+    made = [change.new for change in changes if change.old is None]
+    if made:
+        await unit.bookings.add(made)
+    known = [(change.old, change.new) for change in changes if change.old is not None]
+    if known:
+        await unit.bookings.save(known)
+    if moved.version != sale.version:
+        await unit.sales.save(sale, moved)
+    await unit.bookings.add_events([(each.old, each.new, each.sale.version) for each in changes])
+    # Buyer rows are the last locks; the last event alone needs to carry the stock.
+    versions = await unit.bookings.raise_my_page_versions([change.new.user_id for change in changes])
+    events = [
+        BookingChanged(change.new, change.sale.facts, None, version)
+        for change, version in zip(changes, versions, strict=True)
+    ]
+    has_moved = moved.version != sale.version
+    await unit.outbox.add(*events[:-1], replace(events[-1], sale=moved if has_moved else None))
+
+
+def showing(booking: Booking, payments: Sequence[Payment]) -> Booking:
+    """The booking with the standing of its payments, oldest first."""
+    if not payments:
+        return booking
+    latest = payments[-1]
+    return booking.showing(
+        latest.id,
+        status=latest.status,
+        decline_code=latest.decline_code,
+        money_may_move=any(payment.is_open for payment in payments),
+    )
+
+
+async def lock_visible(unit: WriteUnit, viewer: Viewer, booking_id: BookingId) -> Booking | None:
+    """The booking, locked, where it is the viewer's or the viewer is an admin."""
+    found = await unit.bookings.lock([booking_id])
+    if not found or not (viewer.is_admin or found[0].user_id == viewer.user.id):
+        return None
+    return found[0]
+
+
+async def lock_sale_of(unit: WriteUnit, booking: Booking) -> Sale:
+    """The booking's sale, locked."""
+    sale = await unit.sales.lock(booking.concert_id)
+    assert sale is not None, "a booking has a sale"
+    return sale
+
+
+async def sale_of(unit: WriteUnit, booking: Booking) -> Sale:
+    """The booking's sale as it is now, without a lock."""
+    sale = await unit.sales.get(booking.concert_id)
+    assert sale is not None, "a booking has a sale"
+    return sale
+
+
+async def as_they_are_now(unit: WriteUnit, references: Sequence[str]) -> dict[str, Booking]:
+    """What replayed outcomes name, by id."""
+    # Not locked: who replays a booking holds the sale's lock, and everybody else takes the booking's first.
+    found = await unit.bookings.get([BookingId(each) for each in references])
+    return {booking.id: booking for booking in found}
