@@ -5,7 +5,7 @@ Loaders remember what they read, so they live as long as one operation, and a mu
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from strawberry.dataloader import DataLoader
 
@@ -30,14 +30,14 @@ class Loaders:
 
     def __init__(self, deps: Deps) -> None:
         reads = deps.reads
-        self._users = _loader(reads.users)
-        self._concerts = _loader(reads.concerts)
-        self._ticket_types = _loader(reads.ticket_types)
-        self._ticket_types_of = _loader(reads.ticket_types_of)
-        self._sales = _loader(partial(live_sales, deps))
-        self._bookings = _loader(reads.bookings)
-        self._payments = _loader(reads.payments)
-        self._my_bookings = _loader(reads.my_bookings)
+        self._users = _Loader(reads.users)
+        self._concerts = _Loader(reads.concerts)
+        self._ticket_types = _Loader(reads.ticket_types)
+        self._ticket_types_of = _Loader(reads.ticket_types_of)
+        self._sales = _Loader(partial(live_sales, deps))
+        self._bookings = _Loader(reads.bookings)
+        self._payments = _Loader(reads.payments)
+        self._my_bookings = _Loader(reads.my_bookings)
 
     def user(self, user_id: UserId) -> Awaitable[User | None]:
         """A person."""
@@ -73,19 +73,36 @@ class Loaders:
 
     def forget(self) -> None:
         """Nothing read before this is answered again."""
-        self._users.clear_all()
-        self._concerts.clear_all()
-        self._ticket_types.clear_all()
-        self._ticket_types_of.clear_all()
-        self._sales.clear_all()
-        self._bookings.clear_all()
-        self._payments.clear_all()
-        self._my_bookings.clear_all()
+        self._users.forget()
+        self._concerts.forget()
+        self._ticket_types.forget()
+        self._ticket_types_of.forget()
+        self._sales.forget()
+        self._bookings.forget()
+        self._payments.forget()
+        self._my_bookings.forget()
 
 
-def _loader(read: Callable[[Collection[K]], Awaitable[Mapping[K, V]]]) -> DataLoader[K, V | None]:
-    async def load(keys: list[K]) -> list[V | None]:
-        found = await read(keys)
+class _Loader(Generic[K, V]):
+    """Made by its first use: an operation needs one or two of them, or none."""
+
+    __slots__ = ("_loader", "_read")
+
+    def __init__(self, read: Callable[[Collection[K]], Awaitable[Mapping[K, V]]]) -> None:
+        self._read = read
+        self._loader: DataLoader[K, V | None] | None = None
+
+    def load(self, key: K) -> Awaitable[V | None]:
+        """Read it with all that is asked for in the same turn of the event loop."""
+        if self._loader is None:
+            self._loader = DataLoader(load_fn=self._load, max_batch_size=BATCH_MAX)
+        return self._loader.load(key)
+
+    def forget(self) -> None:
+        """Nothing read before is answered again."""
+        if self._loader is not None:
+            self._loader.clear_all()
+
+    async def _load(self, keys: list[K]) -> list[V | None]:
+        found = await self._read(keys)
         return [found.get(key) for key in keys]
-
-    return DataLoader(load_fn=load, max_batch_size=BATCH_MAX)

@@ -24,6 +24,7 @@ from infra.db.payments import payment_from
 from infra.db.tables import booking_events, bookings, outbox, payment_intents, payments
 from infra.db.unit import Database
 from infra.group_commit import SharedCommits
+from infra.sign_ins import RememberedSignIns
 from tests.db_world import NOW, a_sale, open_sale
 from tests.fake_processor import OK, FakeProcessor
 
@@ -209,6 +210,7 @@ async def running_shop(
         read_model=cast(ReadModel, None),
         live=cast(LiveUpdates, None),
         gateway=processor if gateway is None else gateway,
+        sign_ins=RememberedSignIns(database.reads.viewer),
         passwords=passwords,
         randomness=SystemRandomness(),
         limiter=MemoryAttemptLimiter({"book": (10**6, 60), "pay": (10**6, 60)}),

@@ -232,7 +232,9 @@ class World:
     def deps(self) -> Deps:
         """Only what these tests go through; the rest is not there."""
         limiter: Any = FakeLimiter(self.reads, self.refusal)
-        rest: Any = dict.fromkeys(("write", "together", "gateway", "passwords", "randomness", "rules"))
+        rest: Any = dict.fromkeys(
+            ("write", "together", "sign_ins", "gateway", "passwords", "randomness", "rules")
+        )
         doors: Any = {"reads": self.reads, "read_model": FakeReadModel(), "live": self.live}
         return Deps(**rest, **doors, limiter=limiter)
 

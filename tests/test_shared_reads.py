@@ -1,7 +1,7 @@
 """A read shared by all who ask at the same time, done by hand so that every order can be tried."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import pytest
 
@@ -11,14 +11,14 @@ from tests.toy_schema import until
 
 pytestmark = pytest.mark.anyio
 
-Answer = Mapping[str, int]
+Answer = dict[str, int]
 
 
 class ManualRead:
-    """A read that ends when the test says so; its answer is its number."""
+    """A read that ends when the test says so; it says its number of every id."""
 
-    def __init__(self, *, next_after_s: float = 60) -> None:
-        self.shared = SharedRead(self, next_after_s=next_after_s)
+    def __init__(self, *, next_after_s: float = 60, ids_max: int = 1_000) -> None:
+        self.shared = SharedRead(self, next_after_s=next_after_s, ids_max=ids_max)
         self.begun: list[tuple[frozenset[str], asyncio.Future[Answer]]] = []
 
     async def __call__(self, ids: Collection[str]) -> Answer:
@@ -35,7 +35,8 @@ class ManualRead:
 
     async def end(self, number: int) -> None:
         """The read of this number, counted from 0, has answered."""
-        self.begun[number][1].set_result({"read": number})
+        ids, ending = self.begun[number]
+        ending.set_result(dict.fromkeys(ids, number))
         await settled()
 
 
@@ -53,10 +54,10 @@ async def test_all_who_ask_together_are_answered_by_one_read() -> None:
     await settled()
     assert [ids for ids, _ in read.begun] == [{"a", "b"}]
     await read.end(0)
-    assert [await task for task in tasks] == [{"read": 0}] * 1_000
+    assert [await task for task in tasks] == [{"a": 0, "b": 0}] * 1_000
     (later,) = await read.ask("b", "a")
     await read.end(1)
-    assert await later == {"read": 1}
+    assert await later == {"a": 1, "b": 1}
 
 
 async def test_who_asks_while_a_read_is_under_way_shares_the_next() -> None:
@@ -66,25 +67,48 @@ async def test_who_asks_while_a_read_is_under_way_shares_the_next() -> None:
     late = await read.ask("a", times=300) + await read.ask("a", times=300)
     assert len(read.begun) == 1
     await read.end(0)
-    assert [task.result() for task in early] == [{"read": 0}] * 2
+    assert [task.result() for task in early] == [{"a": 0}] * 2
     assert [task.done() for task in late] == [False] * 600
     too_late = await read.ask("a")
     await read.end(1)
-    assert [task.result() for task in late] == [{"read": 1}] * 600
+    assert [task.result() for task in late] == [{"a": 1}] * 600
     await read.end(2)
-    assert [await task for task in too_late] == [{"read": 2}]
+    assert [await task for task in too_late] == [{"a": 2}]
 
 
-async def test_other_ids_wait_for_nobody() -> None:
-    """Each set of ids has reads of its own."""
+async def test_other_ids_share_a_read_too() -> None:
+    """All that is asked for while a read is under way is read next, and each hears of its own ids only."""
     read = ManualRead()
-    (a,), (b,), (both,) = await read.ask("a"), await read.ask("b"), await read.ask("a", "b")
-    assert [ids for ids, _ in read.begun] == [{"a"}, {"b"}, {"a", "b"}]
-    await read.end(2)
-    assert (a.done(), b.done(), await both) == (False, False, {"read": 2})
+    (a,) = await read.ask("a")
+    (b,), (both,) = await read.ask("b"), await read.ask("c", "b")
     await read.end(0)
+    assert [ids for ids, _ in read.begun] == [{"a"}, {"b", "c"}]
     await read.end(1)
-    assert (await a, await b) == ({"read": 0}, {"read": 1})
+    assert [task.result() for task in (a, b, both)] == [{"a": 0}, {"b": 1}, {"b": 1, "c": 1}]
+
+
+async def test_what_there_is_no_row_of_is_left_out() -> None:
+    """An id that `read` says nothing of is in nobody's answer."""
+    read = ManualRead()
+    (task,) = await read.ask("a", "b")
+    read.begun[0][1].set_result({"b": 7})
+    assert await task == {"b": 7}
+
+
+async def test_no_read_grows_past_its_limit() -> None:
+    """Whose ids don't fit into the next read share the one behind it; more than fit into any are one by themselves."""
+    read = ManualRead(ids_max=2)
+    (a,) = await read.ask("a")
+    (bc,), (de,), (f,) = await read.ask("b", "c"), await read.ask("d"), await read.ask("e", "f")
+    for number in range(4):
+        await read.end(number)
+    assert [ids for ids, _ in read.begun] == [{"a"}, {"b", "c"}, {"d"}, {"e", "f"}]
+    assert [task.result() for task in (a, bc, de, f)] == [
+        {"a": 0},
+        {"b": 1, "c": 1},
+        {"d": 2},
+        {"e": 3, "f": 3},
+    ]
 
 
 async def test_a_failure_is_everybodys_and_the_next_read_is_not_kept_from_trying() -> None:
@@ -95,7 +119,7 @@ async def test_a_failure_is_everybodys_and_the_next_read_is_not_kept_from_trying
     await settled()
     assert [type(task.exception()) for task in early] == [DatabaseAway] * 3
     await read.end(1)
-    assert [task.result() for task in late] == [{"read": 1}] * 3
+    assert [task.result() for task in late] == [{"a": 1}] * 3
 
 
 async def test_a_cancelled_caller_takes_nothing_from_the_others() -> None:
@@ -108,7 +132,7 @@ async def test_a_cancelled_caller_takes_nothing_from_the_others() -> None:
     await read.end(0)
     await read.end(1)
     assert [task.cancelled() for task in early + late] == [True, True, False] * 2
-    assert (early[2].result(), late[2].result()) == ({"read": 0}, {"read": 1})
+    assert (early[2].result(), late[2].result()) == ({"a": 0}, {"a": 1})
 
 
 async def test_a_read_that_nobody_waits_for_is_cancelled() -> None:
@@ -124,7 +148,7 @@ async def test_a_read_that_nobody_waits_for_is_cancelled() -> None:
     assert read.begun[0][1].cancelled()
     assert len(read.begun) == 2
     await read.end(1)
-    assert [task.result() for task in newcomers] == [{"read": 1}] * 2
+    assert [task.result() for task in newcomers] == [{"a": 1}] * 2
     assert [task.cancelled() for task in early + late] == [True] * 4
     assert asyncio.all_tasks() == tasks_before
 
@@ -135,13 +159,13 @@ async def test_a_read_that_hangs_holds_up_the_next_only_for_a_while() -> None:
     (hanging,), (late,) = await read.ask("a"), await read.ask("a")
     await until(lambda: len(read.begun) == 2)
     await read.end(0)
-    assert (hanging.result(), late.done()) == ({"read": 0}, False)
+    assert (hanging.result(), late.done()) == ({"a": 0}, False)
     (later,) = await read.ask("a")
     assert len(read.begun) == 2
     await until(lambda: len(read.begun) == 3)
     await read.end(2)
     await read.end(1)
-    assert (late.result(), later.result()) == ({"read": 1}, {"read": 2})
+    assert (late.result(), later.result()) == ({"a": 1}, {"a": 2})
     await read.ask("a")
     assert len(read.begun) == 4
     await read.end(3)

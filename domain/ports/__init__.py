@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from domain.ports.live import EventStream, Listener, LiveUpdates, Message, Resync
-from domain.ports.means import AttemptLimiter, GroupCommit, Passwords, Randomness
+from domain.ports.means import AttemptLimiter, GroupCommit, Passwords, Randomness, SignIns
 from domain.ports.processor import PaymentGateway
 from domain.ports.reading import ReadModel, Reads
 from domain.ports.writing import (
@@ -50,6 +50,7 @@ __all__ = [
     "Resync",
     "Rules",
     "SaleStore",
+    "SignIns",
     "StoredOutcome",
     "UserStore",
     "WriteUnit",
@@ -88,6 +89,7 @@ class Deps:
     read_model: ReadModel
     live: LiveUpdates
     gateway: PaymentGateway
+    sign_ins: SignIns
     passwords: Passwords
     randomness: Randomness
     limiter: AttemptLimiter

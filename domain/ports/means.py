@@ -1,10 +1,11 @@
-"""Small doors: passwords, randomness, how often one may try, and who shares a commit."""
+"""Small doors: passwords, randomness, how often one may try, who is signed in, and who shares a commit."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
-from domain.base import DomainError
+from domain.base import DomainError, SessionId
+from domain.user import Viewer
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -51,6 +52,21 @@ class AttemptLimiter(Protocol):
         Concurrency: with as many guesses under way as are left, the next ones wait for how those end.
         Raises: TooManyAttempts with the time to wait.
         """
+        ...
+
+
+class SignIns(Protocol):
+    """Who holds which token."""
+
+    async def viewer(self, token_hash: bytes) -> Viewer | None:
+        """Who holds this token; None where it is unknown or ended.
+
+        May be some seconds old, but never tells of a session that was forgotten here.
+        """
+        ...
+
+    def forget(self, session_id: SessionId) -> None:
+        """The session has ended."""
         ...
 
 

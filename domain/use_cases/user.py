@@ -127,8 +127,9 @@ async def log_out(deps: Deps, viewer: Viewer | None) -> None:
     async with deps.write("log_out") as unit:
         await unit.users.end_session(viewer.session.id)
         await unit.commit()
+    deps.sign_ins.forget(viewer.session.id)
 
 
 async def authenticate(deps: Deps, token: str) -> Viewer | None:
-    """Who holds the token, None where it is unknown or ended."""
-    return await deps.reads.viewer(deps.randomness.token_hash(token))
+    """Who holds the token, None where it is unknown or ended; for a moment longer where another process ended it."""
+    return await deps.sign_ins.viewer(deps.randomness.token_hash(token))

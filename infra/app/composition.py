@@ -28,6 +28,7 @@ from infra.own_writes import FreshReadModel
 from infra.payment_gateway import StripeGateway
 from infra.read_model import MemoryReadModel, RebuildableReadModel, Source, redis_read_model
 from infra.settings import Settings
+from infra.sign_ins import RememberedSignIns
 from infra.telemetry import Metrics
 from infra.throttle import Throttle
 from infra.verifier import Verifier
@@ -140,6 +141,7 @@ async def composed(
             read_model=fresh,
             live=StreamedUpdates(stream),
             gateway=await _gateway(settings, metrics, stack),
+            sign_ins=RememberedSignIns(database.reads.viewer),
             passwords=passwords,
             randomness=SystemRandomness(),
             limiter=_limiter(settings),

@@ -25,6 +25,7 @@ from sqlalchemy import (
     CursorResult,
     Executable,
     Interval,
+    LargeBinary,
     Row,
     Table,
     Text,
@@ -233,10 +234,11 @@ class Statements:
         """An INSERT that knows ON CONFLICT."""
         return postgresql.insert(table) if self.is_postgres else sqlite.insert(table)
 
-    def one_of(self, column: Column[Any], ids: Collection[str]) -> ColumnElement[bool]:
+    def one_of(self, column: Column[Any], ids: Collection[str] | Collection[bytes]) -> ColumnElement[bool]:
         """`column` is one of `ids`, in one prepared statement for any number of them."""
         if self.is_postgres:
-            return column == func.any(literal(list(ids), ARRAY(Text)))
+            kind = LargeBinary() if isinstance(column.type, LargeBinary) else Text()
+            return column == func.any(literal(list(ids), ARRAY(kind)))
         return column.in_(list(ids))
 
     def one_of_pairs(

@@ -22,7 +22,7 @@ from domain.booking import Booking, BookingStatus, ConcertFacts, Sale
 from domain.concert import Concert, ConcertFilter, ConcertOrder, ConcertStatus, TicketType
 from domain.my_page import MyBooking, MyPageView
 from domain.payment import Payment
-from domain.user import Session, User, Viewer
+from domain.user import User, Viewer
 from infra.db.bookings import booking_from, items_of, with_items
 from infra.db.concerts import concert_from, ticket_type_from
 from infra.db.engine import Pool, Statements
@@ -41,7 +41,7 @@ from infra.db.tables import (
     ticket_types,
     users,
 )
-from infra.db.users import user_from
+from infra.db.users import user_from, viewer_from
 
 
 class SqlReads:
@@ -51,6 +51,7 @@ class SqlReads:
         self._readers = readers
         self._catalogue_readers = catalogue
         self._shared_sales = SharedRead(self._read_sales)
+        self._shared_viewers = SharedRead(self._read_viewers)
 
     async def now(self) -> datetime:
         """The database's clock."""
@@ -59,28 +60,27 @@ class SqlReads:
 
     # ------------------------------------------------------------ user
     async def viewer(self, token_hash: bytes) -> Viewer | None:
-        """Who holds this token; None where it is unknown or ended."""
+        """Who holds this token; None where it is unknown or ended. Many who ask together are answered by one read."""
+        return (await self._shared_viewers([token_hash])).get(token_hash)
+
+    async def _read_viewers(self, token_hashes: Collection[bytes]) -> Mapping[bytes, Viewer]:
         async with self._readers.single() as statements:
-            row = await statements.row(
+            rows = await statements.rows(
                 select(
                     users,
+                    sessions.c.token_hash,
                     sessions.c.id.label("session_id"),
                     sessions.c.created_at.label("session_created_at"),
                     sessions.c.expires_at,
                     statements.clock().label("now"),
                 )
                 .join(sessions, sessions.c.user_id == users.c.id)
-                .where(sessions.c.token_hash == token_hash, sessions.c.expires_at > statements.clock())
+                .where(
+                    statements.one_of(sessions.c.token_hash, token_hashes),
+                    sessions.c.expires_at > statements.clock(),
+                )
             )
-        if row is None:
-            return None
-        session = Session(
-            id=SessionId(row.session_id),
-            user_id=UserId(row.id),
-            created_at=row.session_created_at,
-            expires_at=row.expires_at,
-        )
-        return Viewer(user_from(row), session, (row.expires_at - row.now).total_seconds())
+        return {bytes(row.token_hash): viewer_from(row) for row in rows}
 
     async def live_sessions(self, session_ids: Collection[SessionId]) -> set[SessionId]:
         """Those that have not ended."""

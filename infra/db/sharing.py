@@ -1,4 +1,4 @@
-"""One read for everybody who asks the same at about the same time."""
+"""One read for everybody who asks at about the same time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -10,13 +10,16 @@ V = TypeVar("V")
 
 # A read that takes so long may hang with its connection: whoever comes after it waits no longer.
 NEXT_AFTER_S = 1.0
+# Some hundred bytes of a statement each.
+IDS_MAX = 1_000
 
 
 class SharedRead(Generic[K, V]):
-    """A batch read, one at a time for the same ids: a thousand who ask together cost one or two.
+    """A batch read, one at a time: a thousand who ask together cost one or two, whatever ids they ask for.
 
     Only a read that begins after the question answers it. A stream asks once it hears what is announced, and an
-    older snapshot would leave a hole. So who asks while a read is under way shares the next with all who do.
+    older snapshot would leave a hole. So who asks while a read is under way shares the next with all who do, up to
+    `ids_max` ids; behind those comes another.
     Concurrency: any tasks of one event loop. A failure is everybody's; a cancelled caller takes nothing from
     the others, and the last one takes the read along.
     """
@@ -26,19 +29,22 @@ class SharedRead(Generic[K, V]):
         read: Callable[[Collection[K]], Awaitable[Mapping[K, V]]],
         *,
         next_after_s: float = NEXT_AFTER_S,
+        ids_max: int = IDS_MAX,
     ) -> None:
         self._read = read
         self._next_after_s = next_after_s
-        self._coming: dict[frozenset[K], _Turn[K, V]] = {}
-        self._under_way: dict[frozenset[K], asyncio.Task[Mapping[K, V]]] = {}
+        self._ids_max = ids_max
+        # The one that may still be joined, and the task of the newest.
+        self._coming: _Turn[K, V] | None = None
+        self._newest: asyncio.Task[Mapping[K, V]] | None = None
 
-    async def __call__(self, ids: Collection[K]) -> Mapping[K, V]:
-        """What `read` says of these ids, and said to others too: not to be changed."""
-        asked = frozenset(ids)
-        turn = self._coming.get(asked)
-        if turn is None:
-            turn = self._coming[asked] = _Turn()
-            turn.task = asyncio.create_task(self._take(asked, after=self._under_way.get(asked)))
+    async def __call__(self, ids: Collection[K]) -> dict[K, V]:
+        """What `read` says of these ids."""
+        turn = self._coming
+        if turn is None or len(turn.ids) + len(ids) > self._ids_max:
+            turn = self._coming = _Turn()
+            turn.task = self._newest = asyncio.create_task(self._take(turn, after=self._newest))
+        turn.ids.update(ids)
         turn.askers += 1
         try:
             # Unlike the task itself this may be cancelled.
@@ -46,23 +52,27 @@ class SharedRead(Generic[K, V]):
         finally:
             turn.askers -= 1
             if turn.askers == 0 and not turn.task.done():
-                await self._give_up(asked, turn)
-        return turn.task.result()
+                await self._give_up(turn)
+        found = turn.task.result()
+        return {each: found[each] for each in ids if each in found}
 
-    async def _take(self, asked: frozenset[K], *, after: asyncio.Task[Mapping[K, V]] | None) -> Mapping[K, V]:
+    async def _take(self, turn: "_Turn[K, V]", *, after: asyncio.Task[Mapping[K, V]] | None) -> Mapping[K, V]:
         if after is not None:
             await asyncio.wait([after], timeout=self._next_after_s)
         # Who asks from here on asks too late for this one.
-        task = self._under_way[asked] = self._coming.pop(asked).task
+        self._close(turn)
         try:
-            return await self._read(asked)
+            return await self._read(turn.ids)
         finally:
-            if self._under_way.get(asked) is task:
-                del self._under_way[asked]
+            if self._newest is turn.task:
+                self._newest = None
 
-    async def _give_up(self, asked: frozenset[K], turn: "_Turn[K, V]") -> None:
-        if self._coming.get(asked) is turn:
-            del self._coming[asked]
+    def _close(self, turn: "_Turn[K, V]") -> None:
+        if self._coming is turn:
+            self._coming = None
+
+    async def _give_up(self, turn: "_Turn[K, V]") -> None:
+        self._close(turn)
         turn.task.cancel()
         await asyncio.wait([turn.task])
         if not turn.task.cancelled():
@@ -71,7 +81,8 @@ class SharedRead(Generic[K, V]):
 
 @dataclass(slots=True, eq=False)
 class _Turn(Generic[K, V]):
-    """One read that is to come or under way, and how many wait for it."""
+    """One read that is to come or under way, what of, and how many wait for it."""
 
+    ids: set[K] = field(default_factory=set)
     task: "asyncio.Task[Mapping[K, V]]" = field(init=False)
     askers: int = 0

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Row, delete, select
 
 from domain.base import SessionId, UserId
-from domain.user import EmailTaken, Session, User, UserRole
+from domain.user import EmailTaken, Session, User, UserRole, Viewer
 from infra.db.engine import Statements
 from infra.db.tables import sessions, users
 
@@ -64,3 +64,14 @@ def user_from(row: Row[*tuple[Any, ...]]) -> User:
         role=UserRole(row.role),
         created_at=row.created_at,
     )
+
+
+def viewer_from(row: Row[*tuple[Any, ...]]) -> Viewer:
+    """Who is signed in, in a row of `users` with the session's columns and the database's clock beside them."""
+    session = Session(
+        id=SessionId(row.session_id),
+        user_id=UserId(row.id),
+        created_at=row.session_created_at,
+        expires_at=row.expires_at,
+    )
+    return Viewer(user_from(row), session, (row.expires_at - row.now).total_seconds())
