@@ -1,16 +1,14 @@
 """Running operations: the one path that queries, mutations and subscriptions of both transports take."""
 
 import asyncio
-import copy
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from inspect import isawaitable
 from typing import Protocol
 
 import strawberry
-from graphql import GraphQLError, OperationType
-from strawberry.extensions import SchemaExtension
-from strawberry.types.execution import ExecutionContext, ExecutionResult, PreExecutionError
+from graphql import ExecutionResult, GraphQLError, OperationType, execute, subscribe
 
 from domain.base import DomainError, Overloaded
 from domain.user import Unauthenticated, Viewer
@@ -80,7 +78,7 @@ class Operations:
         limits: Limits,
         metrics: Metrics,
     ) -> None:
-        self._schema = _own_copy(schema)
+        self._schema = schema
         self._documents = Documents(schema._schema, limits)
         self._make_context = make_context
         self._authenticate = authenticate
@@ -188,22 +186,16 @@ class Operations:
         """Every answer of an operation as it comes; a failure is the last. Raises only CancelledError."""
         code = "CANCELLED"
         try:
-            answers = await self._schema.stream(
-                operation.query,
-                variable_values=request.variables,
-                context_value=self._make_context(
-                    viewer=caller.viewer,
-                    request_id=caller.request_id,
-                    client=caller.client,
-                    refusal=caller.refusal,
-                ),
-                operation_name=operation.name,
-                operation_extensions={_OPERATION: operation},
+            context = self._make_context(
+                viewer=caller.viewer,
+                request_id=caller.request_id,
+                client=caller.client,
+                refusal=caller.refusal,
             )
-            async with aclosing(answers):
-                async for answer in answers:
-                    assert isinstance(answer, ExecutionResult), "incremental delivery is not switched on"
-                    result = _result(answer, caller.request_id)
+            async with aclosing(self._executed(operation, request, context)) as answers:
+                async for answer, is_refusal in answers:
+                    errors = tuple(format_errors(answer.errors or [], request_id=caller.request_id))
+                    result = Result(answer.data, errors, is_refusal)
                     code = result.code
                     yield result
         except Exception as error:  # the edge: masked as INTERNAL and logged
@@ -212,6 +204,34 @@ class Operations:
             yield result
         finally:
             self._metrics.graphql_operations.labels(type=operation.kind.value, code=code).inc()
+
+    async def _executed(
+        self, operation: Operation, request: OperationRequest, context: object
+    ) -> AsyncGenerator[tuple[ExecutionResult, bool], None]:
+        """What graphql-core answers, and whether it is a refusal.
+
+        Not through `strawberry.Schema.stream`: its extensions, which do nothing here, and a second look at the document
+        cost three times as much as a small operation itself.
+        """
+        run = subscribe if operation.kind is OperationType.SUBSCRIPTION else execute
+        answers = run(
+            self._schema._schema,
+            operation.document,
+            context_value=context,
+            variable_values=request.variables,
+            operation_name=operation.name,
+            executor_class=self._schema.execution_context_class,
+        )
+        if isawaitable(answers):
+            answers = await answers
+        if isinstance(answers, ExecutionResult):
+            has_not_begun = operation.kind is OperationType.SUBSCRIPTION or _has_not_begun(answers)
+            yield answers, has_not_begun
+            return
+        assert isinstance(answers, AsyncGenerator), "a stream of answers can be closed"
+        async with aclosing(answers):
+            async for answer in answers:
+                yield answer, _has_not_begun(answer)
 
     async def finish(self) -> None:
         """Wait for the mutations that nobody waits for any more, as long as a request may take."""
@@ -223,38 +243,6 @@ class Operations:
             return await anext(results)
 
 
-def _result(answer: ExecutionResult, request_id: str) -> Result:
-    errors = answer.errors or []
-    # Variables are coerced in execution; their errors, and those of a stream that did not open, have no path.
-    is_refusal = isinstance(answer, PreExecutionError) or (
-        answer.data is None and bool(errors) and all(error.path is None for error in errors)
-    )
-    return Result(answer.data, tuple(format_errors(errors, request_id=request_id)), is_refusal)
-
-
-_OPERATION = "frontrow.operation"
-
-
-class _Prepared(SchemaExtension):
-    """Hands strawberry the document that was parsed and validated before."""
-
-    def on_parse(self) -> None:  # type: ignore[override]
-        operations = self.execution_context.operation_extensions
-        assert operations is not None, "only Operations runs this schema"
-        self.execution_context.graphql_document = operations[_OPERATION].document
-        self.execution_context.pre_execution_errors = []  # not None: validated
-
-
-class _Quiet:
-    """Errors are logged in one place, `format_errors`; strawberry would log refusals with tracebacks, too."""
-
-    def __call__(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
-        return None
-
-
-def _own_copy(schema: strawberry.Schema) -> strawberry.Schema:
-    """The same schema under our parsing and logging; the caller's stays as it is."""
-    own = copy.copy(schema)
-    own.extensions = (*schema.extensions, _Prepared)
-    own.process_errors = _Quiet()  # type: ignore[method-assign]
-    return own
+def _has_not_begun(answer: ExecutionResult) -> bool:
+    """Variables are coerced in execution; their errors have no path."""
+    return answer.data is None and all(error.path is None for error in answer.errors or [])
