@@ -36,7 +36,8 @@ class SharedCommits:
     """The port `GroupCommit`: in each lane whoever is first carries out the commit, for all who wait behind.
 
     `batch_max` requests share a commit; with 1 nobody waits for anybody and each has a commit of its own.
-    `waiting_max` may wait in all lanes together. `on_commit` hears how many shared each commit.
+    `waiting_max` may wait in each lane, so that one keeps nobody out of another. `on_commit` hears how many shared
+    each commit.
     Concurrency: one event loop. There are no tasks of its own: a commit runs in the task of the one who leads.
     """
 
@@ -56,11 +57,6 @@ class SharedCommits:
         """How many wait for a commit to end."""
         return self._waiting
 
-    def check_room(self) -> None:
-        """Raises: Overloaded where as many wait as may."""
-        if self._waiting >= self._waiting_max:
-            raise overloaded(self._waited_s)
-
     async def __call__(self, lane: str, request: Q, commit: Commit[Q, R], /) -> R:
         """As the port says."""
         if self._batch_max == 1:
@@ -69,7 +65,8 @@ class SharedCommits:
         if queue is None:
             self._lanes[lane] = deque()
             return await self._lead(lane, request, commit)
-        self.check_room()
+        if len(queue) >= self._waiting_max:
+            raise overloaded(self._waited_s)
         mine = _Waiting(request, time.monotonic())
         queue.append(mine)
         self._waiting += 1

@@ -138,6 +138,23 @@ async def test_beyond_the_limit_in_flight_is_overloaded_at_once() -> None:
         assert (await post(client, HELLO)).json() == {"data": {"hello": "hello world"}}
 
 
+async def test_a_rush_is_refused_before_it_is_read() -> None:
+    """Of twenty who come in one moment some are begun; the others hear OVERLOADED at once, and when to come back."""
+    async with toy(max_not_begun=3) as (client, _):
+        responses = await asyncio.gather(*(post(client, HELLO) for _ in range(20)))
+        refused = [response for response in responses if response.status_code == 503]
+        assert len(refused) >= 5
+        for response in refused:
+            assert codes(response) == ["OVERLOADED"]
+            wait_ms = response.json()["errors"][0]["extensions"]["retryAfterMs"]
+            assert (int(response.headers["retry-after"]) - 1) * 1_000 < wait_ms
+            assert wait_ms <= int(response.headers["retry-after"]) * 1_000
+            assert response.headers["x-request-id"]
+        begun = [response.json() for response in responses if response not in refused]
+        assert begun == [{"data": {"hello": "hello world"}}] * len(begun)
+        assert (await post(client, HELLO)).json() == {"data": {"hello": "hello world"}}
+
+
 # ---------------------------------------------------------------- time and the end of things
 async def test_a_query_that_takes_too_long_is_cancelled() -> None:
     """Its client is told to come back, and it holds nothing any more."""

@@ -155,7 +155,7 @@ async def _must_wait(queue: Queue) -> bool:
 # ---------------------------------------------------------------- the turnstile
 async def test_one_request_is_begun_in_each_turn_of_the_loop() -> None:
     """In the order of their coming, and whatever else is under way has its turn in between."""
-    turnstile, seen = Turnstile(), list[str]()
+    turnstile, seen = Turnstile(waiting_max=10), list[str]()
 
     async def come(name: str) -> None:
         await turnstile.passed()
@@ -177,10 +177,21 @@ async def test_one_request_is_begun_in_each_turn_of_the_loop() -> None:
 
 async def test_who_goes_away_at_the_turnstile_holds_up_nobody() -> None:
     """Its turn is the next one's."""
-    turnstile = Turnstile()
+    turnstile = Turnstile(waiting_max=3)
     await turnstile.passed()
     tasks = [asyncio.create_task(turnstile.passed()) for _ in range(3)]
     await asyncio.sleep(0)
     tasks[1].cancel()
     await asyncio.wait_for(asyncio.wait(tasks), 1)
     assert [task.cancelled() for task in tasks] == [False, True, False]
+
+
+async def test_no_more_wait_at_the_turnstile_than_may() -> None:
+    """One more is refused at once, and there is room again as soon as somebody has passed."""
+    turnstile = Turnstile(waiting_max=2)
+    tasks = [asyncio.create_task(turnstile.passed()) for _ in range(5)]
+    told = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 1)
+    assert told[:3] == [None, None, None]
+    assert [type(refusal) for refusal in told[3:]] == [Overloaded, Overloaded]
+    assert all(isinstance(each, Overloaded) and (each.retry_after_ms or 0) >= 1_000 for each in told[3:])
+    await asyncio.wait_for(turnstile.passed(), 1)

@@ -94,7 +94,7 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
         sessions_alive=frontrow.database.steady_reads.live_sessions,
         metrics=frontrow.metrics,
         rooms={
-            "bookConcert": partial(_check_room_to_book, frontrow),
+            "bookConcert": frontrow.database.writers.check_room,
             "cancelBooking": frontrow.database.writers.check_room,
             "payBooking": frontrow.database.payers.check_room,
         },
@@ -104,17 +104,13 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
             max_aliases=settings.max_query_aliases,
             max_body_bytes=settings.max_body_bytes,
             max_in_flight=settings.max_in_flight,
+            max_not_begun=settings.max_not_begun,
             max_sockets=settings.max_sockets,
             max_subscriptions_per_socket=settings.max_subscriptions_per_socket,
             init_timeout_s=settings.socket_init_timeout_s,
             allowed_origins=_socket_origins(settings),
         ),
     )
-
-
-def _check_room_to_book(frontrow: Frontrow) -> None:
-    frontrow.commits.check_room()
-    frontrow.database.writers.check_room()
 
 
 def _web_origins(settings: Settings) -> list[str]:

@@ -22,6 +22,8 @@ class Limits:
     max_body_bytes: int = 102_400
     body_timeout_s: float = 10.0
     max_in_flight: int = 4_000
+    # Requests that have come and wait for their turn to be begun.
+    max_not_begun: int = 1_000
     request_timeout_s: float = 30.0
 
     max_sockets: int = 20_000

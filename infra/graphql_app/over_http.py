@@ -7,6 +7,7 @@ Retry-After when there is no room, because load balancers look at the status.
 
 import asyncio
 from dataclasses import dataclass, field
+from math import ceil
 
 import orjson
 import structlog
@@ -44,21 +45,32 @@ class HttpEndpoint:
         self._operations = operations
         self._limits = limits
         self._graphiql = get_graphql_ide_html()
-        self._turnstile = Turnstile()
+        self._turnstile = Turnstile(waiting_max=limits.max_not_begun)
 
     async def respond(self, request: Request) -> Response:
         """The response. Its X-Request-Id stands on every log line and in every error, too."""
-        await self._turnstile.passed()
         request_id = request_id_of(request)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            if _is_browser(request):
-                response: Response = HTMLResponse(self._graphiql)
+            try:
+                await self._turnstile.passed()
+            except Overloaded as refusal:
+                response: Response = self._no_room(request, request_id, refusal)
             else:
-                response = await self._answer(request, request_id)
+                if _is_browser(request):
+                    response = HTMLResponse(self._graphiql)
+                else:
+                    response = await self._answer(request, request_id)
         response.headers["x-request-id"] = request_id
         response.headers["cache-control"] = "no-store"
         response.headers["vary"] = "accept, authorization"
         return response
+
+    def _no_room(self, request: Request, request_id: str, refusal: Overloaded) -> Response:
+        """Nothing of the request is read: that costs the least."""
+        result = self._operations.refused([refusal], request_id=request_id)
+        media_type = negotiate(request.headers.getlist("accept")) or JSON
+        wait_s = ceil((refusal.retry_after_ms or 1) / 1_000)
+        return _response(result, media_type, status=503, headers={"retry-after": str(wait_s)})
 
     async def _answer(self, request: Request, request_id: str) -> Response:
         media_type = negotiate(request.headers.getlist("accept"))

@@ -165,7 +165,7 @@ class StorageSettings(_Group):
     db_pool_wait_s: float = Field(default=25, ge=0.1, le=60)
     """Wait for a free connection at most, seconds."""
     db_pool_queue_max: int = Field(default=700, ge=1, le=100_000)
-    """Requests that wait for one at most, in each queue (bookings, payments, reads); one more is `OVERLOADED`."""
+    """Requests that wait for one, or for a concert's commit, at most in each queue; one more is `OVERLOADED`."""
     booking_batch_max: int = Field(default=100, ge=1, le=1_000)
     """Bookings of one concert that share a commit at most, of those that came while another was in flight. 1: none."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
@@ -238,6 +238,8 @@ class LimitSettings(_Group):
     """Body of a request, message of a socket, bytes."""
     max_in_flight: int = Field(default=4_000, ge=1, le=1_000_000)
     """Requests at once, per process. More than all queues hold, so that none of them can take every place."""
+    max_not_begun: int = Field(default=1_000, ge=1, le=1_000_000)
+    """Requests that have come and are not begun yet, per process; one more is `OVERLOADED` at once."""
     max_query_depth: int = Field(default=12, ge=3, le=100)
     """Nesting of a GraphQL operation."""
     max_query_tokens: int = Field(default=2_000, ge=50, le=100_000)
