@@ -6,8 +6,9 @@ with everybody who came meanwhile in the next commit, the lock no longer is what
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
@@ -49,6 +50,7 @@ class SharedCommits:
         self._on_commit = on_commit
         # A lane is there while somebody in it carries out a commit.
         self._lanes: dict[str, deque[_Waiting]] = {}
+        self._places: Counter[str] = Counter()
         self._waiting = 0
         self._waited_s = 0.0
 
@@ -56,6 +58,22 @@ class SharedCommits:
     def waiting(self) -> int:
         """How many wait for a commit to end."""
         return self._waiting
+
+    @contextmanager
+    def place(self, lane: str) -> Iterator[None]:
+        """For somebody on the way to the lane, until it is answered. Raises: Overloaded where there is none.
+
+        Where as many are on the way as may wait, one more is refused before it has cost anything.
+        """
+        if self._places[lane] > self._waiting_max:
+            raise overloaded(self._waited_s)
+        self._places[lane] += 1
+        try:
+            yield
+        finally:
+            self._places[lane] -= 1
+            if self._places[lane] == 0:
+                del self._places[lane]
 
     async def __call__(self, lane: str, request: Q, commit: Commit[Q, R], /) -> R:
         """As the port says."""

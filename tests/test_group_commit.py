@@ -197,6 +197,17 @@ async def test_no_more_wait_than_may() -> None:
     assert await desk.ask("d") == "d done"
 
 
+async def test_no_more_are_on_the_way_than_may_wait() -> None:
+    """One more has no place, in this lane only; a place is free again as soon as somebody is answered."""
+    commits = SharedCommits(batch_max=100, waiting_max=2)
+    with commits.place("c1"), commits.place("c1"):
+        with commits.place("c1"), pytest.raises(Overloaded), commits.place("c1"):
+            raise AssertionError("nobody is let in here")
+        with commits.place("c1"), commits.place("c2"):
+            pass
+    assert not commits._places
+
+
 async def test_with_one_per_commit_nobody_waits_here() -> None:
     """Every request begins its own commit at once: the database's lock orders them."""
     desk = counter(batch_max=1)

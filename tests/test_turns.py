@@ -153,7 +153,7 @@ async def _must_wait(queue: Queue) -> bool:
 
 
 # ---------------------------------------------------------------- the turnstile
-async def test_one_request_is_begun_in_each_turn_of_the_loop() -> None:
+async def test_two_requests_are_begun_in_each_turn_of_the_loop() -> None:
     """In the order of their coming, and whatever else is under way has its turn in between."""
     turnstile, seen = Turnstile(waiting_max=10), list[str]()
 
@@ -167,11 +167,12 @@ async def test_one_request_is_begun_in_each_turn_of_the_loop() -> None:
             await asyncio.sleep(0)
 
     async with asyncio.TaskGroup() as tasks:
-        for number in range(4):
+        for number in range(7):
             tasks.create_task(come(str(number)))
         tasks.create_task(go_on())
-    assert [name for name in seen if name != "-"] == ["0", "1", "2", "3"]
-    assert all("-" in seen[seen.index(a) : seen.index(b)] for a, b in (("1", "2"), ("2", "3")))
+    assert [name for name in seen if name != "-"] == [str(number) for number in range(7)]
+    assert all("-" in seen[seen.index(a) : seen.index(b)] for a, b in (("2", "3"), ("4", "5")))
+    assert all("-" not in seen[seen.index(a) : seen.index(b)] for a, b in (("1", "2"), ("3", "4")))
     await asyncio.wait_for(turnstile.passed(), 1)
 
 

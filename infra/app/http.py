@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -15,16 +15,19 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from domain.base import DomainError
+from domain.base import BadUserInput, DomainError
 from domain.payment import GatewayError
 from domain.use_cases.settlement import hear_webhook
 from domain.use_cases.user import authenticate
 from infra.app.composition import Frontrow, composed
+from infra.db.engine import Pool
 from infra.failpoints import Failpoints
 from infra.graphql_app import GraphQLApp, Limits
+from infra.graphql_app.operations import Variables
 from infra.settings import Settings, WorkerPlace
 from infra.webhooks import BadPayload, BadSignature, verify_webhook
 from resolvers.context import make_context
+from schema.common import decode_id
 from schema.root import build_schema
 
 log = structlog.get_logger(__name__)
@@ -94,9 +97,9 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
         sessions_alive=frontrow.database.steady_reads.live_sessions,
         metrics=frontrow.metrics,
         rooms={
-            "bookConcert": frontrow.database.writers.check_room,
-            "cancelBooking": frontrow.database.writers.check_room,
-            "payBooking": frontrow.database.payers.check_room,
+            "bookConcert": partial(_place_to_book, frontrow),
+            "cancelBooking": lambda _: _checked(frontrow.database.writers),
+            "payBooking": lambda _: _checked(frontrow.database.payers),
         },
         limits=Limits(
             max_tokens=settings.max_query_tokens,
@@ -111,6 +114,25 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
             allowed_origins=_socket_origins(settings),
         ),
     )
+
+
+@contextmanager
+def _checked(pool: Pool) -> Iterator[None]:
+    pool.check_room()
+    yield
+
+
+@contextmanager
+def _place_to_book(frontrow: Frontrow, variables: Variables) -> Iterator[None]:
+    """Raises: Overloaded. Where the concert stands in no variable, that is found out later, at a higher price."""
+    frontrow.database.writers.check_room()
+    with ExitStack() as places:
+        for given in variables.values():
+            text = given.get("concertId") if isinstance(given, dict) else None
+            if isinstance(text, str):
+                with suppress(BadUserInput):
+                    places.enter_context(frontrow.commits.place(decode_id(text)[1]))
+        yield
 
 
 def _web_origins(settings: Settings) -> list[str]:

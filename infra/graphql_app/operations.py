@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Protocol
@@ -20,8 +20,9 @@ from infra.graphql_app.requests import OperationRequest
 from infra.telemetry import Metrics
 
 Authenticate = Callable[[str], Awaitable[Viewer | None]]
-# By mutation: raises Overloaded where what it needs has no room for one more to wait.
-Rooms = Mapping[str, Callable[[], None]]
+Variables = Mapping[str, object]
+# By mutation: a place for one more where it will wait, by its variables. Entering raises Overloaded where none is free.
+Rooms = Mapping[str, Callable[[Variables], AbstractContextManager[None]]]
 
 
 # How long a refusal is repeated, and how many different ones.
@@ -125,15 +126,17 @@ class Operations:
         finally:
             self._in_flight -= 1
 
-    def no_room_for(self, operation: Operation) -> Overloaded | None:
+    def take_place(
+        self, operation: Operation, request: OperationRequest, places: ExitStack
+    ) -> Overloaded | None:
         """The refusal, where there is no room; known before the database is asked who the caller is.
 
         An answer that says no must cost little, or under a rush nothing else is answered.
         """
-        check_room = self._rooms.get(operation.field or "")
-        if check_room is not None and operation.kind is OperationType.MUTATION:
+        room = self._rooms.get(operation.field or "")
+        if room is not None and operation.kind is OperationType.MUTATION:
             try:
-                check_room()
+                places.enter_context(room(request.variables or {}))
             except Overloaded as refusal:
                 return refusal
         return None

@@ -6,6 +6,7 @@ Retry-After when there is no room, because load balancers look at the status.
 """
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -88,10 +89,10 @@ class HttpEndpoint:
         """The answer to what could be read. Raises: _Refused."""
         asked = await self._read(request)
         try:
-            with self._operations.admitted():
+            with self._operations.admitted(), ExitStack() as places:
                 operation = self._operations.find(asked, request_id=request_id)
                 if isinstance(operation, Operation):
-                    no_room = self._operations.no_room_for(operation)
+                    no_room = self._operations.take_place(operation, asked, places)
                     if no_room is not None and request.method == "POST":
                         caller = Caller(None, request_id, client_of(request), no_room)
                         return await self._operations.refuse(operation, asked, caller)

@@ -51,6 +51,8 @@ async def test_a_booking_too_many_is_refused_at_once(world: World) -> None:
     async with a_crowd(world, 1 + QUEUE) as people, piled_up(world, concert, people) as waiting:
         for _ in range(3):
             assert is_overloaded(await ann.book(concert, key="k"))
+        # Who it is has not even been looked up, which is what makes a refusal cheap.
+        assert is_overloaded(await world.api.signed_in("nobody's").book(concert))
         # Nobody else's concert is kept from selling.
         await ann.cancel((await ann.booked(quiet))["id"])
         assert not any(task.done() for task in waiting)
