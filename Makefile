@@ -13,7 +13,7 @@ LOCK := $(BIN)/uv pip compile --generate-hashes --no-emit-index-url --no-header 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup serve test storm check lint types format lock schema clean
+.PHONY: help setup serve test storm bench check lint types format lock schema clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ test: setup ## Run all tests
 
 storm: setup ## Kill and cut at random under load for MINUTES, and judge what is left
 	@$(BIN)/python -m tests.faults.storm --minutes $(MINUTES) $(ARGS)
+
+bench: setup ## Measure how fast it is, beside others; ARGS=--write-docs writes docs/performance.md
+	@$(BIN)/python -m bench $(ARGS)
 
 check: lint types test ## Format, lint, types, tests: what CI runs
 

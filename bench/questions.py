@@ -1,0 +1,24 @@
+"""What is asked, the same of every server that answers it."""
+
+from bench.shop import Ticket, token_of
+from bench.wire import NUMBER, post
+
+BOOK = """mutation Book($input: BookConcertInput!) { bookConcert(input: $input) { __typename
+  ... on BookConcertSuccess { booking { id status payBy total { amountMinor currency }
+    items { ticketTypeId quantity } } }
+  ... on Problem { code message } } }"""
+TOKEN = token_of(NUMBER.decode())
+
+
+def booking_input(ticket: Ticket) -> dict[str, object]:
+    """One ticket, under a key that no other request has."""
+    return {
+        "concertId": ticket.concert_gid,
+        "items": [{"ticketTypeId": ticket.ticket_type_gid, "quantity": 1}],
+        "idempotencyKey": f"book-{NUMBER.decode()}",
+    }
+
+
+def booking(ticket: Ticket) -> bytes:
+    """The request of a buyer who books it, signed in."""
+    return post({"query": BOOK, "variables": {"input": booking_input(ticket)}}, token=TOKEN)

@@ -1,0 +1,173 @@
+"""The bench: who is counted, what is printed, and one small sale on real servers."""
+
+import asyncio
+import json
+import re
+from argparse import Namespace
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import hot_sale
+from bench.__main__ import MEASUREMENTS
+from bench.crowd import Rush, crowd
+from bench.hot_sale import Round
+from bench.plot import bars, lines
+from bench.table import DOCS, with_block
+from bench.wire import NUMBER, post
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_every_measurement_says_what_it_measures(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--help begins with the question that the table answers."""
+    measurement = import_module(f"bench.{name}")
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        measurement.main()
+    assert ended.value.code == 0
+    assert measurement.__doc__ is not None
+    assert measurement.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_the_docs_have_a_place_for_every_table(name: str) -> None:
+    """--write-docs finds its marks."""
+    mark = name.replace("_", "-")
+    assert f"<!-- {mark} -->" in DOCS.read_text()
+    assert f"<!-- end of {mark} -->" in DOCS.read_text()
+
+
+# ---------------------------------------------------------------- what is printed
+def a_round(per_s: float, server_us: float, *, worker_us: float = 0.0, refused: int = 0) -> Round:
+    """One turn of somebody."""
+    codes = Counter({"OVERLOADED": refused} if refused else {})
+    return Round(per_s, server_us, 50.0, worker_us, 10.0, 90.0, 95.0, codes, 25.0)
+
+
+def test_a_table_shows_medians_and_ratios() -> None:
+    """The middle round counts, refusals are added up, and Frontrow is compared with each of the others."""
+    table = hot_sale.table_of(
+        "hot-sale",
+        {
+            "Frontrow": [
+                a_round(900.0, 400.0, worker_us=70.0, refused=2),
+                a_round(1_000.0, 380.0, worker_us=60.0),
+                a_round(2_000.0, 300.0, worker_us=50.0, refused=1),
+            ],
+            "strawberry, row lock": [
+                a_round(100.0, 2_000.0),
+                a_round(125.0, 2_100.0),
+                a_round(130.0, 2_200.0),
+            ],
+            "Starlette route, our use case, no login": [a_round(1_600.0, 190.0)] * 3,
+        },
+    )
+    assert table.markdown().splitlines()[2:5] == [
+        "| Frontrow | 1.0x | 1,000 | 380 | 2.0x | 50 | 60 | 10.0 | 90.0 | 95 | 3 OVERLOADED |",
+        "| strawberry, row lock | 8.0x | 125 | 2,100 | 11x | 50 | - | 10.0 | 90.0 | 95 | 0 |",
+        "| Starlette route, our use case, no login | 0.62x | 1,600 | 190 | 1.0x | 50 | - | 10.0 | 90.0 | 95 | 0 |",
+    ]
+
+
+def test_a_block_of_the_docs_is_replaced() -> None:
+    """What stands around it stays; a document without the marks is refused."""
+    document = "a\n<!-- x -->\nold\n<!-- end of x -->\n<!-- y -->\nb\n<!-- end of y -->\n"
+    changed = with_block(document, "x", r"new \1")
+    assert changed == "a\n<!-- x -->\n\nnew \\1\n\n<!-- end of x -->\n<!-- y -->\nb\n<!-- end of y -->\n"
+    assert with_block(changed, "x", r"new \1") == changed
+    with pytest.raises(ValueError, match="end of z"):
+        with_block(document, "z", "new")
+
+
+def test_pictures_are_svg() -> None:
+    """One bar for each value, as long as it is large; one line for each series."""
+    drawn = ElementTree.fromstring(bars({"a <b>": 50.0, "c": 100.0}, unit="/s", highlighted="c"))
+    wide = [float(each.get("width", "")) for each in drawn.findall("{*}rect")[1:]]
+    assert wide[1] == pytest.approx(2 * wide[0], rel=0.01)
+    series = {"one": [(1.0, 5.0), (1_000.0, 7.0)], "two": [(10.0, 0.0), (100.0, 2.0)]}
+    drawn = ElementTree.fromstring(lines(series, title="t", x_name="x", is_log=True))
+    assert [path for path in drawn.findall("{*}path") if path.get("stroke-width") == "2"] != []
+    assert len([path for path in drawn.findall("{*}path") if path.get("stroke-width") == "2"]) == 2
+
+
+# ---------------------------------------------------------------- who is counted
+ANSWERS = (
+    b'{"data":{"book":{"__typename":"Right"}}}',
+    b'{"data":{"book":{"__typename":"Wrong","code":"SOLD_OUT"}}}',
+    b'{"data":null,"errors":[{"extensions":{"code":"OVERLOADED"}}]}',
+    b'{"data":{"book":null}}',
+    b"no JSON",
+)
+
+
+@asynccontextmanager
+async def answering_in_turn(asked: list[str]) -> AsyncIterator[int]:
+    """A server that gives every answer in turn and remembers what buyers it saw; its port."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readline():
+            head += await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None
+            body = json.loads(await reader.readexactly(int(length[1])))
+            given = ANSWERS[len(asked) % len(ANSWERS)]
+            asked.append(body["buyer"])
+            status = b"HTTP/1.1 200 OK\r\n" if given != b"no JSON" else b"HTTP/1.1 502 Bad Gateway\r\n"
+            writer.write(status + b"Content-Length: %d\r\n\r\n" % len(given) + given)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.anyio
+async def test_only_right_answers_count() -> None:
+    """A refusal, an error, an empty field and rubbish are told apart, and every request is another buyer's."""
+    asked: list[str] = []
+    async with answering_in_turn(asked) as port:
+        rush = Rush(
+            port,
+            (post({"buyer": NUMBER.decode()}),),
+            "book",
+            "Right",
+            connections=3,
+            seconds=0.3,
+            warm_up_s=0.0,
+            first_buyer=7,
+        )
+        with crowd() as people:
+            seen = await asyncio.to_thread(people.rush, rush)
+    assert sorted(asked) == [f"{n:012d}" for n in range(7, 7 + seen.asked)]
+    assert seen.asked >= 3 * len(ANSWERS)
+    assert seen.acknowledged == len([n for n in range(seen.asked) if n % len(ANSWERS) == 0])
+    assert set(seen.refused) == {"SOLD_OUT", "OVERLOADED", "HTTP 200", "HTTP 502"}
+    assert seen.done <= seen.acknowledged
+    assert len(seen.done_ms) == seen.done
+
+
+def test_a_small_hot_sale() -> None:
+    """Ours and a peer sell on real servers, and every booking that was answered is in the database."""
+    who = ["Frontrow", "strawberry, row lock"]
+    options = Namespace(seconds=0.4, rounds=1, warm_up=0.1, connections=4, buyers=2_000, only=who)
+    rounds = hot_sale.measured(options, concerts=2)
+    assert list(rounds) == who
+    for (took,) in rounds.values():
+        assert took.per_s > 0
+        assert took.server_us > 0
+        assert took.refused == Counter()
+
+
+def test_the_lock_file_names_no_host() -> None:
+    """npm asks whatever registry it is set to."""
+    lock = (ROOT / "bench" / "peers" / "node" / "package-lock.json").read_text()
+    assert "://" not in lock
+    assert len(json.loads(lock)["packages"]) > 50
