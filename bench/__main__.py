@@ -7,7 +7,7 @@ import time
 
 from bench.programs import ROOT, progress
 
-MEASUREMENTS = ("machine", "hot_sale", "many_concerts")
+MEASUREMENTS = ("machine", "hot_sale", "many_concerts", "fan_out")
 
 
 def main() -> None:

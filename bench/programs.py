@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 
 START_LIMIT_S = 60.0
@@ -42,8 +43,11 @@ def running(
     environ: Mapping[str, str],
     folder: Path,
     port: int | None = None,
+    ready_path: str | None = None,
 ) -> Iterator[Program]:
-    """A program, once it listens on `port`; told to stop in the end. What it says is in a file of `folder`.
+    """A program, once it listens on `port` or answers 200 there; told to stop in the end.
+
+    What it says is in a file of `folder`.
 
     Raises: RuntimeError with the end of that file where it does not start.
     """
@@ -60,7 +64,7 @@ def running(
         )
     try:
         deadline_s = time.monotonic() + START_LIMIT_S
-        while port is not None and not _listens(port):
+        while port is not None and not _is_ready(port, ready_path):
             if started.poll() is not None or time.monotonic() > deadline_s:
                 raise RuntimeError(f"{name} does not start: {log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.02)
@@ -89,9 +93,13 @@ def free_port() -> int:
         return port
 
 
-def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
-        return True
+def _is_ready(port: int, path: str | None) -> bool:
+    with suppress(OSError), closing(HTTPConnection("127.0.0.1", port, timeout=5.0)) as connection:
+        connection.connect()
+        if path is None:
+            return True
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
     return False
 
 

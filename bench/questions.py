@@ -7,6 +7,9 @@ BOOK = """mutation Book($input: BookConcertInput!) { bookConcert(input: $input) 
   ... on BookConcertSuccess { booking { id status payBy total { amountMinor currency }
     items { ticketTypeId quantity } } }
   ... on Problem { code message } } }"""
+WATCH = """subscription Watch($id: ID!) { ticketCount(concertId: $id) {
+  concertId status capacity available held sold version
+  ticketTypes { ticketTypeId name capacity available held sold price { amountMinor currency } } } }"""
 TOKEN = token_of(NUMBER.decode())
 
 

@@ -10,7 +10,7 @@ from bench import node
 from bench.peers.sales import TABLES
 from bench.programs import Program, free_port, progress
 from bench.questions import booking
-from bench.shop import CAPACITY, FRONTROW, PRICE, Shop, Ticket, connect, environ_of
+from bench.shop import CAPACITY, FRONTROW, PRICE, Shop, Ticket, connect, environ_of, plain
 from bench.wire import NUMBER, post
 from infra.settings import Settings
 
@@ -99,14 +99,14 @@ def on_node(stall: Stall, *, script: str, batch_max: int) -> Seller:
 
 def _peer(stall: Stall, command: Callable[[str, str], list[str]]) -> Seller:
     url, port = stall.shop.database(stall.name), free_port()
-    asyncio.run(_fill(url, stall.tickets))
-    plain_url = url.replace("postgresql+asyncpg://", "postgresql://", 1)
+    asyncio.run(fill_peer(url, stall.tickets))
     environ = {"NODE_ENV": "production"}
-    server = stall.shop.start(stall.name, command(str(port), plain_url), port=port, environ=environ)
+    server = stall.shop.start(stall.name, command(str(port), plain(url)), port=port, environ=environ)
     return Seller(stall.name, port, tuple(map(booking, stall.tickets)), server, url)
 
 
-async def _fill(url: str, tickets: Sequence[Ticket]) -> None:
+async def fill_peer(url: str, tickets: Sequence[Ticket]) -> None:
+    """The tables of a peer, with the same on sale as with us."""
     connection = await connect(url)
     try:
         await connection.execute(TABLES)

@@ -23,6 +23,8 @@ from domain.user import Session, User, UserRole, Viewer
 from infra.app import composed
 from infra.db.migrations import migrate
 from infra.settings import Settings
+from infra.settings.model import LogLevel
+from infra.telemetry import configure_logging
 from schema.common import Kind, encode_id
 from tests.servers import PostgresServer, running_postgres, running_valkey
 
@@ -31,6 +33,7 @@ FRONTROW = (sys.executable, "-c", "from infra.cli import main; main()")
 CONNECTIONS = 600
 WEBHOOK_SECRET = "whsec_of_the_bench_only"
 CAPACITY = 10_000_000
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 PRICE = Money(3_500, "EUR")
 # Everything has been told by then, or something is wrong.
 TELLING_LIMIT_S = 120.0
@@ -92,21 +95,31 @@ class Shop:
         """It serves, with a Valkey of its own."""
         port, redis_url = free_port(), self.valkey()
         environ = environ_of(database_url, redis_url, **settings)
-        api = self.start(f"{name} api", [*FRONTROW, "serve", "--port", str(port)], port=port, environ=environ)
+        command = [*FRONTROW, "serve", "--port", str(port)]
+        api = self.start(f"{name} api", command, environ=environ, port=port, ready_path="/readyz")
         worker = self.start(f"{name} worker", [*FRONTROW, "worker"], environ=environ)
         return Frontrow(port, api, worker, database_url, redis_url)
 
     def start(
-        self, name: str, command: list[str], *, environ: Mapping[str, str], port: int | None = None
+        self,
+        name: str,
+        command: list[str],
+        *,
+        environ: Mapping[str, str],
+        port: int | None = None,
+        ready_path: str | None = None,
     ) -> Program:
         """A program that is stopped with the shop."""
-        started = running(name, command, environ=environ, folder=self.folder, port=port)
+        started = running(
+            name, command, environ=environ, folder=self.folder, port=port, ready_path=ready_path
+        )
         return self.stack.enter_context(started)
 
 
 @contextmanager
 def open_shop() -> Iterator[Shop]:
     """PostgreSQL with fsync and synchronous_commit on; everything is gone afterwards."""
+    configure_logging(Settings(log_level=LogLevel.WARNING))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frontrow-bench-")))
         postgres = stack.enter_context(running_postgres(is_durable=True, connections=CONNECTIONS))
@@ -139,6 +152,12 @@ def token_of(number: str) -> str:
     return f"bench-{number}-of-forty-three-chars-all-told"
 
 
+def viewer_of(number: int) -> Viewer:
+    """A buyer to the use cases, who know nothing of tokens."""
+    user = User(user_id_of(number), f"{number}@example.org", "One of many", UserRole.CUSTOMER, EPOCH)
+    return Viewer(user, Session(SessionId(user.id), user.id, EPOCH, EPOCH))
+
+
 async def seed(database_url: str, *, concerts: int, buyers: int) -> list[Ticket]:
     """A migrated database with these on sale and so many people signed in."""
     await migrate(database_url)
@@ -162,9 +181,7 @@ async def _on_sale(deps: Deps, number: int) -> Ticket:
         max_tickets_per_user=6,
         ticket_types=(NewTicketType("Standing", PRICE, CAPACITY),),
     )
-    user = User(user_id_of(0), "organiser@example.org", "Organiser", UserRole.ADMIN, now)
-    organiser = Viewer(user, Session(SessionId(user.id), user.id, now, now))
-    concert = await register_concert(deps, organiser, command)
+    concert = await register_concert(deps, viewer_of(0), command)
     types = await deps.reads.ticket_types_of([concert.id])
     return Ticket(concert.id, types[concert.id][0].id)
 
@@ -194,7 +211,12 @@ async def sign_in(database_url: str, buyers: int) -> None:
 # ---------------------------------------------------------------- what is in the database
 async def connect(database_url: str) -> asyncpg.Connection:
     """A connection of the measurement's own."""
-    return await asyncpg.connect(database_url.replace("postgresql+asyncpg://", "postgresql://", 1))
+    return await asyncpg.connect(plain(database_url))
+
+
+def plain(database_url: str) -> str:
+    """The URL as others than SQLAlchemy write it."""
+    return database_url.replace("postgresql+asyncpg://", "postgresql://", 1)
 
 
 async def ask(database_url: str, sql: str) -> int:

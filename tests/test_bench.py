@@ -13,12 +13,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import hot_sale
+from bench import fan_out, hot_sale
 from bench.__main__ import MEASUREMENTS
 from bench.crowd import Rush, crowd
 from bench.hot_sale import Round
 from bench.plot import bars, lines
+from bench.shop import open_shop
 from bench.table import DOCS, with_block
+from bench.watchers import watching
 from bench.wire import NUMBER, post
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +154,33 @@ async def test_only_right_answers_count() -> None:
     assert set(seen.refused) == {"SOLD_OUT", "OVERLOADED", "HTTP 200", "HTTP 502"}
     assert seen.done <= seen.acknowledged
     assert len(seen.done_ms) == seen.done
+
+
+@pytest.mark.anyio
+async def test_a_watcher_is_told_who_closed_the_socket() -> None:
+    """A server that hangs up ends the measurement, it does not only lower a number."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x88\x02\x11\x94")
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with watching(port, "{ a }", {}) as watchers, pytest.raises(ConnectionError, match="1194"):
+            await asyncio.to_thread(watchers.join, 1)
+
+
+def test_a_few_watch_a_count() -> None:
+    """Everybody hears of every booking, and of no message before it was sent."""
+    with open_shop() as shop:
+        house, ticket = fan_out.frontrow(shop)
+        options = Namespace(seconds=0.0, rounds=1, sizes=[3])
+        (line,) = asyncio.run(fan_out.measured(options, [house], ticket))
+    assert line.watchers == 3
+    assert len(line.sent_ms) == len(line.heard_ms) == fan_out.CHANGES_MIN
+    assert all(0 < sent < heard for sent, heard in zip(line.sent_ms, line.heard_ms, strict=True))
+    assert line.delivery_us > 0
 
 
 def test_a_small_hot_sale() -> None:

@@ -7,7 +7,6 @@ the buyer is, so there is no login in it; everything below the use case is the p
 import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 
 import orjson
 import uvicorn
@@ -16,15 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bench.shop import user_id_of
-from domain.base import ConcertId, DomainError, SessionId, TicketTypeId
+from bench.shop import viewer_of
+from domain.base import ConcertId, DomainError, TicketTypeId
 from domain.booking import Quantity
 from domain.use_cases.booking import BookConcert, book_concert
-from domain.user import Session, User, UserRole, Viewer
 from infra.app import composed
 from infra.settings import Command, load_settings
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 async def book(request: Request) -> Response:
@@ -38,7 +34,7 @@ async def book(request: Request) -> Response:
         idempotency_key=asked["idempotencyKey"],
     )
     try:
-        booking = await book_concert(request.app.state.deps, _viewer(int(asked["buyer"])), command)
+        booking = await book_concert(request.app.state.deps, viewer_of(int(asked["buyer"])), command)
     except DomainError as error:
         shown: dict[str, object] = {"code": error.code}
     else:
@@ -50,11 +46,6 @@ async def book(request: Request) -> Response:
             "booking": facts | {"total": total, "items": items},
         }
     return Response(orjson.dumps({"data": {"bookConcert": shown}}), media_type="application/json")
-
-
-def _viewer(number: int) -> Viewer:
-    user = User(user_id_of(number), "", "", UserRole.CUSTOMER, NOW)
-    return Viewer(user, Session(SessionId(user.id), user.id, NOW, NOW))
 
 
 def main() -> None:

@@ -25,6 +25,11 @@ RETURNING id::text, created_at"""
 ADD_MANY = """INSERT INTO bookings (concert_id, buyer, quantity, total_minor)
 SELECT $1, * FROM unnest($2::text[], $3::integer[], $4::integer[]) RETURNING id::text, created_at"""
 
+# Where changes of a concert's count are published, its id behind it.
+CHANNEL = "count:"
+COUNT = "SELECT * FROM stock WHERE concert_id = $1"
+CHANGE = "UPDATE stock SET available = available - 1, version = version + 1 WHERE concert_id = $1 RETURNING *"
+
 
 @dataclass(frozen=True)
 class Order:
@@ -120,6 +125,20 @@ class GroupCommit:
             for (_, answer), each in zip(batch, booked, strict=True):
                 answer.set_result(each)
         del self._waiting[concert_id]
+
+
+def count_of(row: asyncpg.Record) -> dict[str, object]:
+    """The live count in a row of `stock`, as clients see it."""
+    seats = {
+        "capacity": row["capacity"],
+        "available": row["available"],
+        "held": row["capacity"] - row["available"],
+        "sold": 0,
+    }
+    price = {"amountMinor": row["price_minor"], "currency": row["currency"]}
+    ticket_type = {"ticketTypeId": row["ticket_type_id"], "name": "Standing", "price": price} | seats
+    facts = {"concertId": row["concert_id"], "status": "ON_SALE", "version": row["version"]}
+    return facts | seats | {"ticketTypes": [ticket_type]}
 
 
 def booking_of(pool: "asyncpg.Pool[asyncpg.Record]", batch_max: int) -> Book:
