@@ -7,16 +7,19 @@ import asyncio
 import gc
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from typing import TypeVar
 
 import orjson
 
 from bench.wire import Connection, connected, numbered
 
+J = TypeVar("J")
+S = TypeVar("S")
 # Who has not been answered this long after the end is not going to be.
 PATIENCE_S = 30.0
 LOST = "connection lost"
@@ -83,7 +86,11 @@ class Crowd:
 
     def rush(self, rush: Rush) -> Seen:
         """Let them; what they saw."""
-        return self._pool.submit(_rushed, rush).result()
+        return self.begin(_rushed, rush).result()
+
+    def begin(self, acting: Callable[[J], Coroutine[None, None, S]], what: J) -> "Future[S]":
+        """Let them do something else, on an event loop of their own; what they will have seen."""
+        return self._pool.submit(_done, acting, what)
 
 
 def outcome(status: int, body: bytes, field_name: str) -> str:
@@ -96,13 +103,17 @@ def outcome(status: int, body: bytes, field_name: str) -> str:
         return f"HTTP {status}"
 
 
-def _rushed(rush: Rush) -> Seen:
+def _done(acting: Callable[[J], Coroutine[None, None, S]], what: J) -> S:
     gc.collect()
     gc.disable()
     try:
-        return asyncio.run(_Rushing(rush).run())
+        return asyncio.run(acting(what))
     finally:
         gc.enable()
+
+
+async def _rushed(rush: Rush) -> Seen:
+    return await _Rushing(rush).run()
 
 
 @dataclass

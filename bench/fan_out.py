@@ -98,7 +98,7 @@ def frontrow(shop: Shop) -> tuple[House, Ticket]:
     async def changing() -> AsyncIterator[Change]:
         version = await ask(url, "SELECT version FROM sales")
         buyer = 0
-        async with composed(Settings(database_url=url, redis_url=running.redis_url, demo=False)) as parts:
+        async with composed(Settings(database_url=url, redis_url=running.valkey.url, demo=False)) as parts:
 
             async def change() -> tuple[int, int]:
                 nonlocal version, buyer
@@ -114,7 +114,7 @@ def frontrow(shop: Shop) -> tuple[House, Ticket]:
 
 def peer(shop: Shop, name: str, command: Sequence[str], ticket: Ticket) -> House:
     """One of the others: whoever changes the count publishes it."""
-    url, redis_url, port = shop.database(name), shop.valkey(), free_port()
+    url, redis_url, port = shop.database(name), shop.valkey().url, free_port()
     asyncio.run(fill_peer(url, [ticket]))
     arguments_ = ["--port", str(port), "--database", plain(url), "--redis", redis_url]
     if command[0] == "node":

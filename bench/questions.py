@@ -7,6 +7,16 @@ BOOK = """mutation Book($input: BookConcertInput!) { bookConcert(input: $input) 
   ... on BookConcertSuccess { booking { id status payBy total { amountMinor currency }
     items { ticketTypeId quantity } } }
   ... on Problem { code message } } }"""
+PAY = """mutation Pay($input: PayBookingInput!) { payBooking(input: $input) { __typename
+  ... on PayBookingSuccess { booking { id status } }
+  ... on PaymentDeferred { retryAfterMs }
+  ... on PaymentPending { booking { id status } }
+  ... on Problem { code message } } }"""
+MY_PAGE = """query Mine { myPage { __typename bookings(first: 20) { totalCount pageInfo { hasNextPage endCursor }
+  edges { node { bookingId concertTitle venue startsAt ticketQuantity status paymentStatus
+    total { amountMinor currency } } } } } }"""
+WATCH_MINE = """subscription Mine { myBookingUpdates { bookingId status paymentStatus version
+  booking { concertTitle startsAt ticketQuantity } } }"""
 WATCH = """subscription Watch($id: ID!) { ticketCount(concertId: $id) {
   concertId status capacity available held sold version
   ticketTypes { ticketTypeId name capacity available held sold price { amountMinor currency } } } }"""
@@ -20,6 +30,13 @@ def booking_input(ticket: Ticket) -> dict[str, object]:
         "items": [{"ticketTypeId": ticket.ticket_type_gid, "quantity": 1}],
         "idempotencyKey": f"book-{NUMBER.decode()}",
     }
+
+
+def paying(booking_id: str) -> dict[str, object]:
+    """The body of a request to pay it with a card that is good, under a key of its own."""
+    key = f"pay-{booking_id}"
+    wanted = {"bookingId": booking_id, "paymentMethodId": "pm_card_visa", "idempotencyKey": key}
+    return {"query": PAY, "variables": {"input": wanted}}
 
 
 def booking(ticket: Ticket) -> bytes:

@@ -65,7 +65,7 @@ def frontrow_one_by_one(stall: Stall) -> Seller:
 def bare_route(stall: Stall) -> Seller:
     """One Starlette route that calls our use case."""
     url = stall.shop.database(stall.name, template=stall.template)
-    port, environ = free_port(), environ_of(url, stall.shop.valkey())
+    port, environ = free_port(), environ_of(url, stall.shop.valkey().url)
     command = [sys.executable, "-m", "bench.peers.bare_route", "--port", str(port)]
     server = stall.shop.start(stall.name, command, port=port, environ=environ)
     worker = stall.shop.start(f"{stall.name} worker", [*FRONTROW, "worker"], environ=environ)

@@ -1,6 +1,7 @@
 """What every measurement runs on: PostgreSQL that keeps what it commits, Valkey, Frontrow's processes, people."""
 
 import asyncio
+import json
 import re
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import asyncpg
 
@@ -26,7 +28,7 @@ from infra.settings import Settings
 from infra.settings.model import LogLevel
 from infra.telemetry import configure_logging
 from schema.common import Kind, encode_id
-from tests.servers import PostgresServer, running_postgres, running_valkey
+from tests.servers import PostgresServer, ValkeyServer, running_postgres, running_valkey
 
 FRONTROW = (sys.executable, "-c", "from infra.cli import main; main()")
 # More than the pools of all contestants together.
@@ -65,7 +67,32 @@ class Frontrow:
     api: Program
     worker: Program
     database_url: str
-    redis_url: str
+    valkey: ValkeyServer
+
+    def metric(self, name: str) -> float:
+        """What /metrics says under that name and its labels."""
+        with urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"{name} ")).rpartition(" ")[2])
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The sandbox, which can be told to misbehave."""
+
+    port: int
+    program: Program
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def control(self, **wanted: object) -> None:
+        """Behave like that from now on."""
+        request = Request(f"{self.url}/_control", json.dumps(wanted).encode(), method="POST")
+        with urlopen(request) as answer:
+            assert answer.status == 200, answer.read()
 
 
 @dataclass(frozen=True)
@@ -87,18 +114,24 @@ class Shop:
         self.postgres.create_database(name, template=template)
         return self.postgres.url(name)
 
-    def valkey(self) -> str:
-        """The URL of a new one: channels are shared by all databases of a server."""
-        return self.stack.enter_context(running_valkey()).url
+    def valkey(self) -> ValkeyServer:
+        """A new one: channels are shared by all databases of a server."""
+        return self.stack.enter_context(running_valkey())
+
+    def processor(self) -> "Processor":
+        """A sandbox in a process of its own."""
+        port = free_port()
+        command = [*FRONTROW, "sandbox", "--port", str(port)]
+        return Processor(port, self.start(f"sandbox {port}", command, environ={}, port=port))
 
     def frontrow(self, name: str, database_url: str, **settings: str) -> Frontrow:
         """It serves, with a Valkey of its own."""
-        port, redis_url = free_port(), self.valkey()
-        environ = environ_of(database_url, redis_url, **settings)
+        port, valkey = free_port(), self.valkey()
+        environ = environ_of(database_url, valkey.url, **settings)
         command = [*FRONTROW, "serve", "--port", str(port)]
         api = self.start(f"{name} api", command, environ=environ, port=port, ready_path="/readyz")
         worker = self.start(f"{name} worker", [*FRONTROW, "worker"], environ=environ)
-        return Frontrow(port, api, worker, database_url, redis_url)
+        return Frontrow(port, api, worker, database_url, valkey)
 
     def start(
         self,

@@ -81,6 +81,37 @@ class Connection(asyncio.Protocol):
         self._lost()
 
 
+class Talk:
+    """A connection whose answers are awaited, for whoever does one thing after the other."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._connection: Connection | None = None
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body. Raises: ConnectionError."""
+        if self._connection is None:
+            self._connection = await connected(self._port, self._answered, self._lost)
+        self._answer = asyncio.get_running_loop().create_future()
+        self._connection.ask(request)
+        return await self._answer
+
+    def close(self) -> None:
+        """Leave."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _answered(self, status: int, body: bytes) -> None:
+        if self._answer is not None:
+            self._answer.set_result((status, body))
+
+    def _lost(self) -> None:
+        self._connection = None
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionError("the connection was closed"))
+
+
 async def connected(
     port: int, answered: Callable[[int, bytes], None], lost: Callable[[], None]
 ) -> Connection:
