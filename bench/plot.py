@@ -34,13 +34,15 @@ def lines(
     title: str,
     x_name: str,
     bands: Sequence[tuple[float, float, str]] = (),
+    marks: Sequence[tuple[float, str]] = (),
     is_log: bool = False,
 ) -> str:
-    """One line for each series, named at the right; `bands` colour the ground from x to x and say why."""
+    """One line for each series, named at the right. `bands` colour the ground from x to x, `marks` name what begins."""
     height = 360
     points = [point for each in series.values() for point in each]
     low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
-    high_y = _round_up(max(y for _, y in points))
+    step_y = _step(max(y for _, y in points) or 1.0, most=5)
+    high_y = step_y * math.ceil(max(y for _, y in points) / step_y or 1)
     x_of = _scale(low_x, high_x, LEFT, WIDTH - RIGHT, is_log=is_log)
     y_of = _scale(0.0, high_y, height - BOTTOM, TOP)
     parts = [_text(LEFT, 22, title, size=15)]
@@ -49,13 +51,17 @@ def lines(
         parts.append(
             f'<rect x="{x_of(begin):.1f}" y="{TOP}" width="{wide:.1f}" height="{tall}" fill="{colour}"/>'
         )
-    for step in range(5):
-        value = high_y * step / 4
+    for step in range(round(high_y / step_y) + 1):
+        value = step * step_y
         y = y_of(value)
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="{GREY}"/>')
         parts.append(_text(LEFT - 8, y + 4, _short(value), anchor="end"))
     for value in _ticks(low_x, high_x, is_log=is_log):
         parts.append(_text(x_of(value), height - BOTTOM + 20, _short(value), anchor="middle"))
+    for at, name in marks:
+        x = x_of(at)
+        parts.append(f'<path d="M{x:.1f} {TOP}V{height - BOTTOM}" stroke="#9b9a97" stroke-dasharray="3 3"/>')
+        parts.append(_text(x + 4, TOP + 12, name, size=11))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 10, x_name, anchor="middle"))
     for number, (name, each) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
@@ -88,15 +94,14 @@ class _Scale:
 def _ticks(low: float, high: float, *, is_log: bool) -> list[float]:
     if is_log:
         return [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
-    return [low + (high - low) * step / 6 for step in range(7)]
+    step = _step(high - low, most=8)
+    return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 4, 5, 6, 8 and 10 times a power of ten."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 2.5, 4, 5, 6, 8, 10) if step * power >= value)
+def _step(span: float, *, most: int) -> float:
+    """1, 2 or 5 times a power of ten, so that there are no more than `most` steps in it."""
+    power = 10.0 ** math.floor(math.log10(span / most))
+    return next(step * power for step in (1, 2, 5, 10) if step * power * most >= span)
 
 
 def _short(value: float) -> str:

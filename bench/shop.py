@@ -69,11 +69,12 @@ class Frontrow:
     database_url: str
     valkey: ValkeyServer
 
-    def metric(self, name: str) -> float:
-        """What /metrics says under that name and its labels."""
+    def metrics(self) -> dict[str, float]:
+        """What /metrics says, by name with labels."""
         with urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
             lines = answer.read().decode().splitlines()
-        return float(next(line for line in lines if line.startswith(f"{name} ")).rpartition(" ")[2])
+        values = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in values}
 
 
 @dataclass(frozen=True)
@@ -191,16 +192,19 @@ def viewer_of(number: int) -> Viewer:
     return Viewer(user, Session(SessionId(user.id), user.id, EPOCH, EPOCH))
 
 
-async def seed(database_url: str, *, concerts: int, buyers: int) -> list[Ticket]:
+async def seed(database_url: str, *, concerts: int, buyers: int, tickets_per_buyer: int = 6) -> list[Ticket]:
     """A migrated database with these on sale and so many people signed in."""
     await migrate(database_url)
     async with composed(Settings(database_url=database_url, demo=False)) as frontrow:
-        tickets = [await _on_sale(frontrow.deps, number) for number in range(concerts)]
+        tickets = [
+            await _on_sale(frontrow.deps, number, tickets_per_buyer=tickets_per_buyer)
+            for number in range(concerts)
+        ]
     await sign_in(database_url, buyers)
     return tickets
 
 
-async def _on_sale(deps: Deps, number: int) -> Ticket:
+async def _on_sale(deps: Deps, number: int, *, tickets_per_buyer: int) -> Ticket:
     now = datetime.now(UTC).replace(microsecond=0)
     command = RegisterConcert(
         title=f"Night Trains {number}",
@@ -211,7 +215,7 @@ async def _on_sale(deps: Deps, number: int) -> Ticket:
         starts_at=now + timedelta(days=30),
         sales_open_at=now - timedelta(days=1),
         sales_close_at=now + timedelta(days=29),
-        max_tickets_per_user=6,
+        max_tickets_per_user=tickets_per_buyer,
         ticket_types=(NewTicketType("Standing", PRICE, CAPACITY),),
     )
     concert = await register_concert(deps, viewer_of(0), command)
