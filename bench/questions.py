@@ -12,6 +12,11 @@ PAY = """mutation Pay($input: PayBookingInput!) { payBooking(input: $input) { __
   ... on PaymentDeferred { retryAfterMs }
   ... on PaymentPending { booking { id status } }
   ... on Problem { code message } } }"""
+_CARD = """id title performer venue startsAt status
+  ticketTypes { id name price { amountMinor currency } } ticketCount { available version }"""
+CONCERTS = f"""query Concerts($first: Int!, $after: String) {{ concerts(first: $first, after: $after) {{ __typename
+  pageInfo {{ hasNextPage endCursor }} edges {{ node {{ {_CARD} }} }} }} }}"""
+CONCERT = f"query Concert($id: ID!) {{ concert(id: $id) {{ __typename description {_CARD} }} }}"
 MY_PAGE = """query Mine { myPage { __typename bookings(first: 20) { totalCount pageInfo { hasNextPage endCursor }
   edges { node { bookingId concertTitle venue startsAt ticketQuantity status paymentStatus
     total { amountMinor currency } } } } } }"""

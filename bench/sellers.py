@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,10 +48,10 @@ class NotHere(Exception):
 Opening = Callable[[Stall], Seller]
 
 
-def frontrow(stall: Stall, **settings: str) -> Seller:
+def frontrow(stall: Stall, settings: Mapping[str, str] | None = None) -> Seller:
     """Frontrow, the worker in a process of its own."""
     url = stall.shop.database(stall.name, template=stall.template)
-    house = stall.shop.frontrow(stall.name, url, **settings)
+    house = stall.shop.frontrow(stall.name, url, settings=settings)
     return Seller(stall.name, house.port, tuple(map(booking, stall.tickets)), house.api, url, house.worker)
 
 
@@ -59,7 +59,7 @@ def frontrow_one_by_one(stall: Stall) -> Seller:
     """Frontrow with a commit for every booking."""
     if SWITCH not in Settings.model_fields:
         raise NotHere(f"this version has no FRONTROW_{SWITCH.upper()}")
-    return frontrow(stall, **{SWITCH: "1"})
+    return frontrow(stall, {SWITCH: "1"})
 
 
 def bare_route(stall: Stall) -> Seller:

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import asyncpg
 
-from bench.programs import Program, free_port, running
+from bench.programs import Program, done, free_port, running
 from domain.base import ConcertId, Money, SessionId, TicketTypeId, UserId
 from domain.concert import NewTicketType
 from domain.ports import Deps
@@ -125,10 +125,20 @@ class Shop:
         command = [*FRONTROW, "sandbox", "--port", str(port)]
         return Processor(port, self.start(f"sandbox {port}", command, environ={}, port=port))
 
-    def frontrow(self, name: str, database_url: str, **settings: str) -> Frontrow:
-        """It serves, with a Valkey of its own."""
+    def frontrow(
+        self,
+        name: str,
+        database_url: str,
+        *,
+        settings: Mapping[str, str] | None = None,
+        is_filled: bool = False,
+    ) -> Frontrow:
+        """It serves, with a Valkey of its own; where the database is filled the read model is complete before."""
         port, valkey = free_port(), self.valkey()
-        environ = environ_of(database_url, valkey.url, **settings)
+        environ = environ_of(database_url, valkey.url, settings)
+        if is_filled:
+            rebuilding = [*FRONTROW, "rebuild-read-model"]
+            done(f"{name} rebuild", rebuilding, environ=environ, folder=self.folder)
         command = [*FRONTROW, "serve", "--port", str(port)]
         api = self.start(f"{name} api", command, environ=environ, port=port, ready_path="/readyz")
         worker = self.start(f"{name} worker", [*FRONTROW, "worker"], environ=environ)
@@ -160,7 +170,9 @@ def open_shop() -> Iterator[Shop]:
         yield Shop(postgres, folder, stack)
 
 
-def environ_of(database_url: str, redis_url: str, **settings: str) -> dict[str, str]:
+def environ_of(
+    database_url: str, redis_url: str, settings: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The environment of a process of Frontrow: every default, but a worker in a process of its own."""
     facts = {
         "database_url": database_url,
@@ -171,7 +183,7 @@ def environ_of(database_url: str, redis_url: str, **settings: str) -> dict[str, 
         "stripe_api_key": "sk_test_bench",
         "stripe_api_base": "http://127.0.0.1:9",  # nobody pays unless a measurement names a processor
         "stripe_webhook_secret": WEBHOOK_SECRET,
-    } | settings
+    } | dict(settings or {})
     return {f"FRONTROW_{name.upper()}": value for name, value in facts.items()}
 
 

@@ -131,7 +131,7 @@ def served(shop: Shop, name: str, *, buyers: int) -> tuple[int, Ticket, str]:
     """Frontrow on a database of its own: its port, what it sells, and the database."""
     url = shop.database(name)
     (ticket,) = asyncio.run(seed(url, concerts=1, buyers=buyers, tickets_per_buyer=MANY))
-    house = shop.frontrow(name, url, bookings_per_min=str(MANY))
+    house = shop.frontrow(name, url, settings={"bookings_per_min": str(MANY)})
     return house.port, ticket, url
 
 
@@ -142,7 +142,7 @@ def table_of(sieges: list[Siege]) -> Table:
 
 def main() -> None:
     """Print the table."""
-    parser = arguments(__doc__, seconds=60.0, rounds=1)
+    parser = arguments(__doc__, seconds=60.0)
     parser.add_argument("--connections", type=int, default=CONNECTIONS, help="(default: %(default)s)")
     parser.add_argument("--buyers", type=int, default=300_000, help="signed in (default: %(default)s)")
     options = parser.parse_args()

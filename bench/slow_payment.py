@@ -194,7 +194,7 @@ def opened(shop: Shop, buyers: int) -> tuple[Frontrow, Processor, Ticket]:
     """Frontrow and its processor, which tells it what became of payments."""
     processor, url = shop.processor(), shop.database("slow_payment")
     (ticket,) = asyncio.run(seed(url, concerts=1, buyers=buyers))
-    house = shop.frontrow("Frontrow", url, stripe_api_base=processor.url)
+    house = shop.frontrow("Frontrow", url, settings={"stripe_api_base": processor.url})
     webhook_url = f"http://127.0.0.1:{house.port}/webhooks/stripe"
     processor.control(webhook_url=webhook_url, webhook_secret=WEBHOOK_SECRET)
     return house, processor, ticket
@@ -256,7 +256,7 @@ def picture(spells: Sequence[Spell]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = arguments(__doc__, seconds=12.0, rounds=1)
+    parser = arguments(__doc__, seconds=12.0)
     parser.add_argument(
         "--warm-up", type=float, default=3.0, help="before it, seconds (default: %(default)s)"
     )

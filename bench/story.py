@@ -8,7 +8,7 @@ which answers at once and sends its webhooks. CPU is for a whole visit, until th
 import argparse
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.crowd import Crowd, crowd, quantile
@@ -70,11 +70,11 @@ class Seller:
         return Round(len(seen.steps_ms) / options.seconds, cpu_ms, seen.steps_ms, seen.failed)
 
 
-def opened(shop: Shop, name: str, **settings: str) -> Seller:
+def opened(shop: Shop, name: str, settings: Mapping[str, str]) -> Seller:
     """Frontrow with a processor of its own."""
     processor = shop.processor()
     url = shop.database(name, template=TEMPLATE)
-    house = shop.frontrow(name, url, stripe_api_base=processor.url, **settings)
+    house = shop.frontrow(name, url, settings={"stripe_api_base": processor.url, **settings})
     processor.control(
         webhook_url=f"http://127.0.0.1:{house.port}/webhooks/stripe", webhook_secret=WEBHOOK_SECRET
     )
@@ -87,9 +87,9 @@ def measured(options: argparse.Namespace) -> dict[str, list[Round]]:
     """Everybody's rounds, the first of which was thrown away."""
     with open_shop() as shop, crowd() as people:
         (ticket,) = asyncio.run(seed(shop.database(TEMPLATE), concerts=1, buyers=options.buyers))
-        sellers = {"Frontrow": opened(shop, "Frontrow")}
+        sellers = {"Frontrow": opened(shop, "Frontrow", {})}
         if SWITCH in Settings.model_fields:
-            sellers["Frontrow, a commit per booking"] = opened(shop, "one by one", **{SWITCH: "1"})
+            sellers["Frontrow, a commit per booking"] = opened(shop, "one by one", {SWITCH: "1"})
         rounds: dict[str, list[Round]] = {name: [] for name in sellers}
         for number in range(options.rounds + 1):
             for name, seller in sellers.items():

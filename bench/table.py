@@ -36,16 +36,18 @@ class Table:
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes)])
 
 
-def arguments(text: str | None, *, seconds: float, rounds: int) -> argparse.ArgumentParser:
-    """What every measurement may be told; `text` is its module's docstring."""
+def arguments(
+    text: str | None, *, seconds: float | None = None, rounds: int | None = None
+) -> argparse.ArgumentParser:
+    """What a measurement may be told; `text` is its module's docstring, its first line the question."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--seconds", type=float, default=seconds, help="how long each round measures (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=rounds, help="the median counts (default: %(default)s)")
-    parser.add_argument(
-        "--write-docs", action="store_true", help="also write the table into docs/performance.md"
-    )
+    if seconds is not None:
+        parser.add_argument("--seconds", type=float, default=seconds, help="measured (default: %(default)s)")
+    if rounds is not None:
+        parser.add_argument(
+            "--rounds", type=int, default=rounds, help="the median counts (default: %(default)s)"
+        )
+    parser.add_argument("--write-docs", action="store_true", help="write the table into docs/performance.md")
     return parser
 
 

@@ -3,25 +3,30 @@
 import asyncio
 import json
 import re
+import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from bench import fan_out, hot_sale
+from bench import fan_out, hot_sale, slow_payment
 from bench.__main__ import MEASUREMENTS
 from bench.crowd import Rush, crowd
 from bench.hot_sale import Round
 from bench.plot import bars, lines
+from bench.programs import free_port, running
 from bench.shop import open_shop
+from bench.slow_payment import Answer, Sample, Spell
 from bench.table import DOCS, with_block
 from bench.watchers import watching
 from bench.wire import NUMBER, post
+from tests.servers import wait_until
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,12 +45,11 @@ def test_every_measurement_says_what_it_measures(
     assert measurement.__doc__.splitlines()[0] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", MEASUREMENTS)
-def test_the_docs_have_a_place_for_every_table(name: str) -> None:
+@pytest.mark.parametrize("table", [*chain.from_iterable(MEASUREMENTS.values())])
+def test_the_docs_have_a_place_for_every_table(table: str) -> None:
     """--write-docs finds its marks."""
-    mark = name.replace("_", "-")
-    assert f"<!-- {mark} -->" in DOCS.read_text()
-    assert f"<!-- end of {mark} -->" in DOCS.read_text()
+    assert DOCS.read_text().count(f"<!-- {table} -->") == 1
+    assert DOCS.read_text().count(f"<!-- end of {table} -->") == 1
 
 
 # ---------------------------------------------------------------- what is printed
@@ -101,6 +105,33 @@ def test_pictures_are_svg() -> None:
     assert len([path for path in drawn.findall("{*}path") if path.get("stroke-width") == "2"]) == 2
 
 
+def test_spells_of_the_processor_are_compared_with_the_first() -> None:
+    """Each answer counts in its own spell, and the breaker's share is that of its samples."""
+
+    def spell(weather: str, began_s: float, *, booked: int, paid: int, state: str) -> Spell:
+        answers = [Answer(began_s, "BookConcertSuccess", 20.0, is_payers=True, is_payment=False)] * booked
+        answers += [Answer(began_s, "PayBookingSuccess", 30.0, is_payers=True, is_payment=True)] * paid
+        answers += [Answer(began_s, "PaymentDeferred", 9.0, is_payers=True, is_payment=True)] * (
+            booked - paid
+        )
+        return Spell(
+            weather, began_s, began_s + 10.0, answers, [Sample(began_s, state), Sample(began_s + 5, state)]
+        )
+
+    spells = [
+        spell("at once", 100.0, booked=500, paid=500, state="closed"),
+        spell("hangs", 110.0, booked=400, paid=1, state="open"),
+    ]
+    table = slow_payment.table_of(spells)
+    assert table.rows == (
+        ("at once", "50.0", "1.0x", "0.0", "-", "20 / 20", "30 / 30", "50.0", "0", "0 %"),
+        ("hangs", "40.0", "0.80x", "0.0", "-", "20 / 20", "9 / 9", "0.1", "399 PaymentDeferred", "100 %"),
+    )
+    assert table.picture is not None
+    ElementTree.fromstring(table.picture)
+    assert slow_payment.STATES["open"] in table.picture
+
+
 # ---------------------------------------------------------------- who is counted
 ANSWERS = (
     b'{"data":{"book":{"__typename":"Right"}}}',
@@ -154,6 +185,32 @@ async def test_only_right_answers_count() -> None:
     assert set(seen.refused) == {"SOLD_OUT", "OVERLOADED", "HTTP 200", "HTTP 502"}
     assert seen.done <= seen.acknowledged
     assert len(seen.done_ms) == seen.done
+
+
+SPENDING = """import os, subprocess, sys, time
+spend = "import time\\nwhile time.process_time() < 0.3: pass"
+subprocess.run([sys.executable, "-c", spend])
+open(sys.argv[1], "w").close()
+time.sleep(60)"""
+
+
+def test_what_a_child_has_computed_counts(tmp_path: Path) -> None:
+    """Also once it has ended: PostgreSQL's processes come and go."""
+    spent = tmp_path / "spent"
+    command = [sys.executable, "-c", SPENDING, str(spent)]
+    with running("spender", command, environ={}, folder=tmp_path) as program:
+        wait_until(spent.exists, limit_s=20.0)
+        assert 0.3 <= program.cpu_s() < 3.0
+
+
+def test_a_program_that_ends_by_itself_is_told_of(tmp_path: Path) -> None:
+    """With what it said, whether it never listened or left meanwhile."""
+    command = [sys.executable, "-c", "raise SystemExit('no database')"]
+    with (
+        pytest.raises(RuntimeError, match="no database"),
+        running("short", command, environ={}, folder=tmp_path, port=free_port()),
+    ):
+        pass
 
 
 @pytest.mark.anyio
