@@ -11,7 +11,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import monotonic, time_ns
 
@@ -58,12 +58,13 @@ Change = Callable[[], Awaitable[tuple[int, int]]]
 
 @dataclass(frozen=True)
 class House:
-    """A server that can be watched, and how to change what is watched."""
+    """A server that can be watched, how to change what is watched, and who tells the server."""
 
     name: str
     port: int
     server: Program
     changing: Callable[[], AbstractAsyncContextManager[Change]]
+    worker: Program | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def frontrow(shop: Shop) -> tuple[House, Ticket]:
 
             yield change
 
-    return House(OURS, running.port, running.api, changing), ticket
+    return House(OURS, running.port, running.api, changing, running.worker), ticket
 
 
 def peer(shop: Shop, name: str, command: Sequence[str], ticket: Ticket) -> House:
@@ -199,7 +200,9 @@ async def measured(options: argparse.Namespace, found: list[House], ticket: Tick
                 await join(audience, size - audience.watchers.number)
             for number in range(options.rounds):
                 for audience in audiences:
-                    took = await round_of(audience, seconds=options.seconds)
+                    worker = audience.house.worker
+                    with worker.awake() if worker else nullcontext():
+                        took = await round_of(audience, seconds=options.seconds)
                     audience.rounds.append(took)
                     text = f"{took.delivery_us:6.1f} us, {middle(took.sent_ms):7.1f} ms"
                     progress(f"{size:6} watchers, round {number + 1}: {text}  {audience.house.name}")

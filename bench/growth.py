@@ -48,7 +48,11 @@ class Shelf:
     next_buyer: int = READERS
 
     def round(self, name: str, people: Crowd, shop: Shop, options: argparse.Namespace) -> "Round":
-        """One turn, over when the worker has told all of it."""
+        """One turn, over when the worker has told all of it. Workers of other sizes are asleep."""
+        with self.house.worker.awake():
+            return self._round(name, people, shop, options)
+
+    def _round(self, name: str, people: Crowd, shop: Shop, options: argparse.Namespace) -> "Round":
         asking = self.askings[name]
         programs = (self.house.api, shop.database_program)
         cpu_s = sum(program.cpu_s() for program in programs)

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from bench.crowd import Crowd, Rush, crowd
@@ -62,7 +63,14 @@ class Turns:
     next_buyer: dict[str, int]
 
     def take(self, seller: Seller) -> Round:
-        """One round, over when the worker has told all of it. Raises: AssertionError where a booking is missing."""
+        """One round, over when the worker has told all of it. Workers of others are asleep.
+
+        Raises: AssertionError where a booking is missing.
+        """
+        with seller.worker.awake() if seller.worker else nullcontext():
+            return self._take(seller)
+
+    def _take(self, seller: Seller) -> Round:
         before = asyncio.run(ask(seller.database_url, COUNT))
         programs = [seller.server, self.shop.database_program, *([seller.worker] if seller.worker else [])]
         cpu_s = [program.cpu_s() for program in programs]

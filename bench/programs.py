@@ -34,6 +34,15 @@ class Program:
         sizes = {line.split(":")[0]: line.split(":")[1] for line in lines[1:]}
         return int(sizes["Pss"].split()[0]) * 1024
 
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """At work until the block ends, then asleep: even a worker with nothing to do computes a little."""
+        os.kill(self.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGSTOP)
+
 
 @contextmanager
 def running(
@@ -73,6 +82,7 @@ def running(
             raise RuntimeError(f"{name} ended by itself: {log.read_text(errors='replace')[-2000:]}")
     finally:
         started.send_signal(signal.SIGTERM)
+        started.send_signal(signal.SIGCONT)  # it may be asleep
         try:
             started.wait(STOP_LIMIT_S)
         except subprocess.TimeoutExpired:

@@ -53,7 +53,11 @@ class Seller:
     buyers: int = 0
 
     def round(self, people: Crowd, ticket: Ticket, options: argparse.Namespace) -> Round:
-        """One turn, over when the worker has told all of it."""
+        """One turn, over when the worker has told all of it. Workers of others are asleep."""
+        with self.house.worker.awake():
+            return self._round(people, ticket, options)
+
+    def _round(self, people: Crowd, ticket: Ticket, options: argparse.Namespace) -> Round:
         cpu_s = {name: program.cpu_s() for name, program in self.programs.items()}
         visits = Visits(
             self.house.port, ticket, options.people, options.seconds, options.warm_up, self.buyers
