@@ -18,13 +18,15 @@ from bench.programs import progress
 from bench.questions import CONCERT, CONCERTS, MY_PAGE, TOKEN, booking
 from bench.shelves import READERS, Fill, filled, of_bookings, of_concerts
 from bench.shop import Frontrow, Shop, Ticket, open_shop, until_told
-from bench.table import Table, arguments, middle, publish, times
+from bench.table import Table, aim, arguments, middle, publish, times
 from bench.wire import post
 
 BOOKINGS = (1_000, 10_000, 100_000, 1_000_000)
 CONCERTS_OF = (100, 1_000, 10_000)
 CONNECTIONS = 20
 PAGE = 20
+# Our aim: rates within a tenth.
+FLAT = 0.9
 BOOK = "book"
 
 
@@ -150,18 +152,23 @@ def measured(options: argparse.Namespace, fills: Mapping[int, Fill]) -> Rounds:
 def table_of(name: str, what: str, rounds: Rounds) -> Table:
     """A line for each question, a pair of columns for each size."""
     sizes = list(next(iter(rounds.values())))
-    columns = ["", *(f"/s at {size:,}" for size in sizes), *(f"CPU, us at {size:,}" for size in sizes)]
-    rows, series = [], {}
+    compared = f"at {sizes[-1]:,} against {sizes[0]:,}"
+    columns = [
+        "",
+        f"rate {compared}",
+        f"CPU {compared}",
+        *(f"/s at {size:,}" for size in sizes),
+        *(f"CPU, us at {size:,}" for size in sizes),
+    ]
+    rows, series, aims = [], {}, []
     for asked, by_size in rounds.items():
         rates = [middle([each.per_s for each in by_size[size]]) for size in sizes]
         us = [middle([each.us for each in by_size[size]]) for size in sizes]
-        rows.append(
-            (
-                asked,
-                *(f"{rate:,.0f}" for rate in rates),
-                *(f"{each:,.0f}" for each in us),
-                times(us[-1], us[0]),
-            )
+        cells = [*(f"{rate:,.0f}" for rate in rates), *(f"{each:,.0f}" for each in us)]
+        rows.append((asked, times(rates[-1], rates[0]), times(us[-1], us[0]), *cells))
+        is_flat = rates[-1] >= FLAT * rates[0]
+        aims.append(
+            aim(f"{asked}: no slower than {FLAT:.0%}", found=times(rates[-1], rates[0]), is_met=is_flat)
         )
         series[asked] = list(zip(map(float, sizes), us, strict=True))
     number = len(by_size[sizes[0]])
@@ -169,9 +176,9 @@ def table_of(name: str, what: str, rounds: Rounds) -> Table:
         f"{CONNECTIONS} connections, median of {number} rounds. CPU is that of API and PostgreSQL together."
     )
     picture = lines(series, title=f"CPU for each request by number of {what}, us", x_name=what, is_log=True)
-    columns.append(f"CPU at {sizes[-1]:,} against {sizes[0]:,}")
+    shown = f"CPU for each request by number of {what}"
     return Table(
-        name, tuple(columns), tuple(rows), (note,), picture, f"CPU for each request by number of {what}"
+        name, tuple(columns), tuple(rows), (note,), tuple(aims), picture=picture, picture_shows=shown
     )
 
 

@@ -81,7 +81,7 @@ def table_of(grown: dict[str, Grown], minutes: float) -> Table:
     note = f"{visits:,} visits in {minutes:g} minutes. Valkey holds every booking of the read model, so it must grow."
     series = {name: [(at_s / 60, size / MIB) for at_s, size in each.samples] for name, each in grown.items()}
     picture = lines(series, title="Memory, MiB", x_name="minutes")
-    return Table("memory", COLUMNS, rows, (note,), picture, "Memory of each process over time")
+    return Table("memory", COLUMNS, rows, (note,), picture=picture, picture_shows="Memory over time")
 
 
 def main() -> None:

@@ -121,10 +121,11 @@ async def fill_peer(url: str, tickets: Sequence[Ticket]) -> None:
 
 
 FRONTROW_NAME = "Frontrow"
-BARE_NAME = "Starlette route, our use case, no login"
+ONE_BY_ONE_NAME = "Frontrow, a commit per booking"
+BARE_NAME = "Starlette route, same use case"
 EVERYBODY: dict[str, Opening] = {
     FRONTROW_NAME: frontrow,
-    "Frontrow, a commit per booking": frontrow_one_by_one,
+    ONE_BY_ONE_NAME: frontrow_one_by_one,
     BARE_NAME: bare_route,
     "strawberry, row lock": partial(strawberry, batch_max=1),
     "graphql-yoga, row lock": partial(on_node, script="yoga.js", batch_max=1),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -165,6 +166,9 @@ def open_shop() -> Iterator[Shop]:
     """PostgreSQL with fsync and synchronous_commit on; everything is gone afterwards."""
     configure_logging(Settings(log_level=LogLevel.WARNING))
     with ExitStack() as stack:
+        # Told to stop, it takes everything with it that it has started.
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frontrow-bench-")))
         postgres = stack.enter_context(running_postgres(is_durable=True, connections=CONNECTIONS))
         yield Shop(postgres, folder, stack)

@@ -23,17 +23,20 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    aims: tuple[str, ...] = ()
     picture: str | None = None
     picture_shows: str = ""
 
     def markdown(self) -> str:
-        """The table with its notes below."""
+        """The table with its notes below, and our aims as a list."""
         lines = [
             _line(self.columns),
             "|---" + "|---:" * (len(self.columns) - 1) + "|",
             *map(_line, self.rows),
         ]
-        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)])
+        notes = [f"\n{note}" for note in self.notes]
+        aims = [f"- {each}" for each in self.aims]
+        return "\n".join([*lines, *notes, *([""] if aims else []), *aims])
 
 
 def arguments(
@@ -81,6 +84,11 @@ def provenance() -> str:
     )
     version = asked.stdout.strip() or "unknown"
     return f"`{command}`, {datetime.now(UTC).date().isoformat()}, version {version}."
+
+
+def aim(what: str, *, found: str, is_met: bool) -> str:
+    """A note about an aim of ours, whether it is met or not."""
+    return f"{'Met' if is_met else '**Missed**'}: {what}. Found: {found}."
 
 
 def middle(values: Sequence[float]) -> float:

@@ -56,7 +56,7 @@ def test_the_docs_have_a_place_for_every_table(table: str) -> None:
 def a_round(per_s: float, server_us: float, *, worker_us: float = 0.0, refused: int = 0) -> Round:
     """One turn of somebody."""
     codes = Counter({"OVERLOADED": refused} if refused else {})
-    return Round(per_s, server_us, 50.0, worker_us, 10.0, 90.0, 95.0, codes, 25.0)
+    return Round(per_s, server_us, 50.0, worker_us, 10.0, 90.0, 95.0, 4.0, codes, 25.0)
 
 
 def test_a_table_shows_medians_and_ratios() -> None:
@@ -74,14 +74,27 @@ def test_a_table_shows_medians_and_ratios() -> None:
                 a_round(125.0, 2_100.0),
                 a_round(130.0, 2_200.0),
             ],
-            "Starlette route, our use case, no login": [a_round(1_600.0, 190.0)] * 3,
+            "Starlette route, same use case": [a_round(1_600.0, 190.0)] * 3,
         },
     )
     assert table.markdown().splitlines()[2:5] == [
-        "| Frontrow | 1.0x | 1,000 | 380 | 2.0x | 50 | 60 | 10.0 | 90.0 | 95 | 3 OVERLOADED |",
-        "| strawberry, row lock | 8.0x | 125 | 2,100 | 11x | 50 | - | 10.0 | 90.0 | 95 | 0 |",
-        "| Starlette route, our use case, no login | 0.62x | 1,600 | 190 | 1.0x | 50 | - | 10.0 | 90.0 | 95 | 0 |",
+        "| Frontrow | 1.0x | 1,000 | 380 | 2.0x | 50 | 60 | 10.0 | 90.0 | 95 | 4.0 | 3 OVERLOADED |",
+        "| strawberry, row lock | 8.0x | 125 | 2,100 | 11x | 50 | - | 10.0 | 90.0 | 95 | 4.0 | 0 |",
+        "| Starlette route, same use case | 0.62x | 1,600 | 190 | 1.0x | 50 | - | 10.0 | 90.0 | 95 | 4.0 | 0 |",
     ]
+    assert table.aims == (
+        "Met: at least 5 times as many bookings as strawberry, row lock. Found: 8.00x.",
+        "Met: at most 2.2 times the CPU of a bare route that calls the same use case. Found: 2.00x.",
+        "Met: p99 at most 250 ms. Found: 90 ms.",
+    )
+
+
+def test_an_aim_that_is_missed_is_told() -> None:
+    """As loud as one that is met, and below the table."""
+    rounds = {"Frontrow": [a_round(499.0, 380.0)], "strawberry, row lock": [a_round(100.0, 2_000.0)]}
+    table = hot_sale.table_of("hot-sale", rounds)
+    missed = "- **Missed**: at least 5 times as many bookings as strawberry, row lock. Found: 4.99x."
+    assert table.markdown().splitlines()[-2] == missed
 
 
 def test_a_block_of_the_docs_is_replaced() -> None:
@@ -127,6 +140,7 @@ def test_spells_of_the_processor_are_compared_with_the_first() -> None:
         ("at once", "50.0", "1.0x", "0.0", "-", "20 / 20", "30 / 30", "50.0", "0", "0 %"),
         ("hangs", "40.0", "0.80x", "0.0", "-", "20 / 20", "9 / 9", "0.1", "399 PaymentDeferred", "100 %"),
     )
+    assert table.aims == ("Met: with the processor hanging at least 80% of the bookings. Found: 0.80x.",)
     assert table.picture is not None
     ElementTree.fromstring(table.picture)
     assert slow_payment.STATES["open"] in table.picture
