@@ -24,7 +24,7 @@ from bench.plot import lines
 from bench.programs import Program, free_port, progress
 from bench.questions import WATCH
 from bench.sellers import fill_peer
-from bench.shop import Shop, Ticket, ask, connect, open_shop, plain, seed, viewer_of
+from bench.shop import Shop, Ticket, connect, open_shop, plain, seed, viewer_of
 from bench.table import Table, aim, arguments, middle, publish, times
 from bench.watchers import Watchers, watching
 from domain.booking import Quantity
@@ -36,7 +36,7 @@ SIZES = (100, 500, 2_000, 10_000)
 CHANGES_MIN = 5
 # Longer than counts are merged for, so that each change is a message of its own.
 REST_S = 0.1
-# New sockets settle, and what was needed only to let them in is given back.
+# New sockets settle, what was needed only to let them in is given back, and who slept is awake.
 SETTLE_S = 1.0
 OURS = "Frontrow"
 # Our aims.
@@ -100,18 +100,19 @@ def frontrow(shop: Shop) -> tuple[House, Ticket]:
 
     @asynccontextmanager
     async def changing() -> AsyncIterator[Change]:
-        version = await ask(url, "SELECT version FROM sales")
-        buyer = 0
+        connection, buyer = await connect(url), 0
         async with composed(Settings(database_url=url, redis_url=running.valkey.url, demo=False)) as parts:
 
             async def change() -> tuple[int, int]:
-                nonlocal version, buyer
-                version, buyer = version + 1, buyer + 1
+                nonlocal buyer
+                buyer += 1
                 wanted = BookConcert(ticket.concert_id, (Quantity(ticket.ticket_type_id, 1),))
                 await book_concert(parts.deps, viewer_of(buyer), wanted)
-                return version, time_ns()
+                committed_ns = time_ns()
+                return int(await connection.fetchval("SELECT version FROM sales")), committed_ns
 
             yield change
+        await connection.close()
 
     return House(OURS, running.port, running.api, changing, running.worker), ticket
 
@@ -205,6 +206,7 @@ async def measured(options: argparse.Namespace, found: list[House], ticket: Tick
                 for audience in audiences:
                     worker = audience.house.worker
                     with worker.awake() if worker else nullcontext():
+                        await asyncio.sleep(SETTLE_S)
                         took = await round_of(audience, seconds=options.seconds)
                     audience.rounds.append(took)
                     text = f"{took.delivery_us:6.1f} us, {middle(took.sent_ms):7.1f} ms"
