@@ -235,6 +235,15 @@ async def test_source_hands_out_everything_once(database: Database) -> None:
     assert sorted(buyers[0].bookings, key=booking_key, reverse=True) == [row.booking for row in rows]
 
 
+async def test_source_tells_what_it_does_not_know(database: Database) -> None:
+    """Of sales and of buyers, in the order asked."""
+    await a_buyers_world(database)
+    source = WriteSideSource(database)
+    sales = [ConcertId("x"), ConcertId("c2"), ConcertId("c")]
+    assert await source.unknown_sales(sales) == ["x", "c"]
+    assert await source.unknown_buyers([UserId("eve"), UserId("bob"), UserId("ad")]) == ["bob", "ad"]
+
+
 async def test_reader_sees_one_moment_and_writes_nothing(database: Database) -> None:
     """What is committed between two statements of one read is not seen by the second; a write is refused."""
     sale = await open_sale(database, a_sale())

@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import Column, select
 
-from domain.base import UserId
+from domain.base import ConcertId, UserId
 from domain.booking import Booking, Sale
 from infra.db.bookings import with_items
 from infra.db.engine import Pool
@@ -13,6 +14,8 @@ from infra.db.sales import SALES_WITH_STOCK, sales_from
 from infra.db.tables import bookings, buyers, sales
 from infra.db.unit import Database
 from infra.read_model.generation import BuyerSnapshot
+
+_Id = TypeVar("_Id", ConcertId, UserId)
 
 
 class WriteSideSource:
@@ -71,3 +74,17 @@ class WriteSideSource:
                 BuyerSnapshot(UserId(row.user_id), row.my_page_version, owned[row.user_id]) for row in some
             ]
             last = ids[-1]
+
+    async def unknown_sales(self, ids: Sequence[ConcertId]) -> Sequence[ConcertId]:
+        """Those of which there is no sale."""
+        return await self._unknown(sales.c.concert_id, ids)
+
+    async def unknown_buyers(self, ids: Sequence[UserId]) -> Sequence[UserId]:
+        """Those of which there is no buyer."""
+        return await self._unknown(buyers.c.user_id, ids)
+
+    async def _unknown(self, column: Column[Any], ids: Sequence[_Id]) -> Sequence[_Id]:
+        async with self._readers.single() as statements:
+            rows = await statements.rows(select(column).where(statements.one_of(column, ids)))
+        known = {row[0] for row in rows}
+        return [each for each in ids if each not in known]

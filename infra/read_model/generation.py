@@ -40,6 +40,14 @@ class Source(Protocol):
         """Every buyer whose version is above 0, once."""
         ...
 
+    async def unknown_sales(self, ids: Sequence[ConcertId]) -> Sequence[ConcertId]:
+        """Those of which there is no sale."""
+        ...
+
+    async def unknown_buyers(self, ids: Sequence[UserId]) -> Sequence[UserId]:
+        """Those of which there is no buyer."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -94,12 +102,12 @@ class RebuildableReadModel(ReadModel, Protocol):
         """Those of whom it may hold anything else; None where it is not complete. One round trip."""
         ...
 
-    def concert_ids(self) -> AsyncIterator[ConcertId]:
-        """Every concert it holds, perhaps more than once."""
+    def concert_ids(self) -> AsyncIterator[Sequence[ConcertId]]:
+        """Every concert it holds, some at a time, perhaps more than once."""
         ...
 
-    def user_ids(self) -> AsyncIterator[UserId]:
-        """Every buyer it holds, perhaps more than once."""
+    def user_ids(self) -> AsyncIterator[Sequence[UserId]]:
+        """Every buyer it holds, some at a time, perhaps more than once."""
         ...
 
 

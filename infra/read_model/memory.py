@@ -59,15 +59,13 @@ class MemoryReadModel:
         """All of them: nothing is saved by looking twice."""
         return None if self._current is None else buyers
 
-    async def concert_ids(self) -> AsyncIterator[ConcertId]:
+    async def concert_ids(self) -> AsyncIterator[Sequence[ConcertId]]:
         """Every concert it holds."""
-        for concert_id in list(self._current.sales) if self._current else []:
-            yield concert_id
+        yield list(self._current.sales) if self._current else []
 
-    async def user_ids(self) -> AsyncIterator[UserId]:
+    async def user_ids(self) -> AsyncIterator[Sequence[UserId]]:
         """Every buyer it holds."""
-        for user_id in list(self._current.buyers) if self._current else []:
-            yield user_id
+        yield list(self._current.buyers) if self._current else []
 
 
 class _MemoryGeneration:

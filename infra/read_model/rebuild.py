@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-from domain.base import BookingId, ConcertId, PageQuery, UserId
+from domain.base import BookingId, PageQuery, UserId
 from domain.booking import Booking, BookingStatus, ConcertFacts, Sale
 from infra.read_model.generation import (
     BuyerSnapshot,
@@ -69,17 +69,13 @@ async def differences(model: RebuildableReadModel, source: Source) -> AsyncItera
     if await model.sales(()) is None:
         yield NOT_COMPLETE
         return
-    known_concerts: set[ConcertId] = set()
     async for sales in _ahead(source.sales()):
-        known_concerts.update(sale.concert_id for sale in sales)
         async for line in _compare_sales(model, sales):
             yield line
-    async for concert_id in model.concert_ids():
-        if concert_id not in known_concerts:
+    async for concert_ids in model.concert_ids():
+        for concert_id in await source.unknown_sales(concert_ids):
             yield f"sale {concert_id}: only in the read model"
-    known_buyers: set[UserId] = set()
     async for buyers in _ahead(source.buyers()):
-        known_buyers.update(buyer.user_id for buyer in buyers)
         suspects = await model.unlike(buyers)
         if suspects is None:
             yield NOT_COMPLETE
@@ -87,8 +83,8 @@ async def differences(model: RebuildableReadModel, source: Source) -> AsyncItera
         for buyer in suspects:
             async for line in _compare_buyer(model, buyer):
                 yield line
-    async for user_id in model.user_ids():
-        if user_id not in known_buyers:
+    async for user_ids in _ahead(model.user_ids()):
+        for user_id in await source.unknown_buyers(user_ids):
             yield f"buyer {user_id}: only in the read model"
 
 

@@ -135,15 +135,15 @@ class RedisReadModel:
             return None
         return [buyer for buyer, held in zip(buyers, digests, strict=True) if held != _digest(buyer)]
 
-    async def concert_ids(self) -> AsyncIterator[ConcertId]:
-        """Every concert it holds, perhaps more than once."""
-        async for name in self._writing.scan(scripts.SCAN_CONCERTS):
-            yield ConcertId(name.decode())
+    async def concert_ids(self) -> AsyncIterator[Sequence[ConcertId]]:
+        """Every concert it holds, some at a time, perhaps more than once."""
+        async for names in self._writing.scan(scripts.SCAN_CONCERTS):
+            yield [ConcertId(name) for name in names]
 
-    async def user_ids(self) -> AsyncIterator[UserId]:
-        """Every buyer it holds, perhaps more than once."""
-        async for name in self._writing.scan(scripts.SCAN_USERS):
-            yield UserId(name.decode())
+    async def user_ids(self) -> AsyncIterator[Sequence[UserId]]:
+        """Every buyer it holds, some at a time, perhaps more than once."""
+        async for names in self._writing.scan(scripts.SCAN_USERS):
+            yield [UserId(name) for name in names]
 
 
 class _RedisGeneration:
@@ -191,13 +191,13 @@ class _Bounded:
         except (RedisError, OSError) as error:
             raise ConnectionError(f"the read model in Redis does not answer: {error!r}") from error
 
-    async def scan(self, source: str) -> AsyncIterator[bytes]:
-        """All names that a script finds, which takes and answers a cursor."""
+    async def scan(self, source: str) -> AsyncIterator[list[str]]:
+        """All names that a script finds, which takes and answers a cursor; some at a time."""
         cursor = b"0"
         while True:
             cursor, names = await self.run(source, cursor, KEYS_PER_SCAN)
-            for name in names:
-                yield name
+            if names:
+                yield names.decode().split("\n")
             if cursor == b"0":
                 return
 

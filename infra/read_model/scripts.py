@@ -216,24 +216,24 @@ redis.call('HDEL', STATE, 'current', 'run_id')
 return 1
 """
 
-# ARGV: cursor, count. Answers the next cursor and concerts.
+# ARGV: cursor, count. Answers the next cursor and concerts, one on a line.
 SCAN_CONCERTS = f"""{_COMMON}
 local at = complete()
-if not at then return {{'0', {{}}}} end
+if not at then return {{'0', ''}} end
 local scan = redis.call('HSCAN', at .. 'sales', ARGV[1], 'COUNT', ARGV[2])
 local concerts = {{}}
 for i = 1, #scan[2], 2 do concerts[#concerts + 1] = scan[2][i] end
-return {{scan[1], concerts}}
+return {{scan[1], table.concat(concerts, '\\n')}}
 """
 
-# ARGV: cursor, count. Answers the next cursor and buyers.
+# ARGV: cursor, count. Answers the next cursor and buyers, one on a line.
 SCAN_USERS = f"""{_COMMON}
 local at = complete()
-if not at then return {{'0', {{}}}} end
+if not at then return {{'0', ''}} end
 local scan = redis.call('SCAN', ARGV[1], 'MATCH', at .. '{{*}}:version', 'COUNT', ARGV[2])
 local users = {{}}
 for _, key in ipairs(scan[2]) do users[#users + 1] = string.match(key, '{{(.*)}}') end
-return {{scan[1], users}}
+return {{scan[1], table.concat(users, '\\n')}}
 """
 
 # ARGV: cursor, count. Deletes the keys of every generation but the two. Answers the next cursor and nothing.
@@ -244,5 +244,5 @@ for _, key in ipairs(scan[2]) do
   local generation = string.match(key, '^frontrow:read%-model:(%x+):')
   if generation and generation ~= state[1] and generation ~= state[2] then redis.call('UNLINK', key) end
 end
-return {{scan[1], {{}}}}
+return {{scan[1], ''}}
 """

@@ -111,6 +111,18 @@ async def test_facts_are_compared_too(model: RebuildableReadModel) -> None:
     ]
 
 
+async def test_what_the_write_side_does_not_know_is_named(model: RebuildableReadModel) -> None:
+    """A sale and a buyer that only the read model still has; nothing is said of the others."""
+    writes = busy()
+    await rebuild(model, writes)
+    del writes.sales_by_id[CONCERTS[1]]
+    del writes.versions[BUYERS[1]]
+    assert await differences_of(model, writes) == [
+        "sale concert-b: only in the read model",
+        "buyer bob: only in the read model",
+    ]
+
+
 async def test_other_words_for_the_same_are_no_difference(redis_model: RedisReadModel, redis: Redis) -> None:
     """Another release may have written its fields in another order."""
     writes = busy()

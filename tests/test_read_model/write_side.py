@@ -97,6 +97,12 @@ class WriteSide:
                 await self.after_snapshot()
             yield [snapshot]
 
+    async def unknown_sales(self, ids: Sequence[ConcertId]) -> Sequence[ConcertId]:
+        return [concert_id for concert_id in ids if concert_id not in self.sales_by_id]
+
+    async def unknown_buyers(self, ids: Sequence[UserId]) -> Sequence[UserId]:
+        return [user_id for user_id in ids if user_id not in self.versions]
+
     def _put_sale(self, sale: Sale) -> None:
         self.sales_by_id[sale.concert_id] = sale
 
