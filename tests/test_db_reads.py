@@ -12,10 +12,8 @@ from domain.base import BadUserInput, BookingId, ConcertId, DatabaseAway, Page, 
 from domain.booking import BookingStatus
 from domain.concert import Concert, ConcertFilter, ConcertOrder, ConcertStatus, concert_page_key
 from domain.my_page import MyBooking, my_page_key
-from infra.db.source import WriteSideSource
 from infra.db.tables import bookings
 from infra.db.unit import Database
-from infra.read_model.generation import booking_key
 from tests.db_world import (
     NOW,
     a_booking,
@@ -219,29 +217,6 @@ async def test_my_changes_are_the_unfinished_or_the_recent(database: Database) -
     assert await database.reads.my_bookings([BookingId("b2"), BookingId("none")]) == {
         BookingId("b2"): rows[BookingId("b2")]
     }
-
-
-async def test_source_hands_out_everything_once(database: Database) -> None:
-    """Every sale, and every buyer with version and bookings, in batches of any size."""
-    rows = await a_buyers_world(database)
-    source = WriteSideSource(database, sales_per_batch=1, buyers_per_batch=1)
-    sales = [[sale.concert_id for sale in batch] async for batch in source.sales()]
-    assert sales == [["c1"], ["c2"]]
-    buyers = [buyer async for batch in source.buyers() for buyer in batch]
-    assert [(buyer.user_id, buyer.version, len(buyer.bookings)) for buyer in buyers] == [
-        ("ada", 5, 5),
-        ("eve", 1, 1),
-    ]
-    assert sorted(buyers[0].bookings, key=booking_key, reverse=True) == [row.booking for row in rows]
-
-
-async def test_source_tells_what_it_does_not_know(database: Database) -> None:
-    """Of sales and of buyers, in the order asked."""
-    await a_buyers_world(database)
-    source = WriteSideSource(database)
-    sales = [ConcertId("x"), ConcertId("c2"), ConcertId("c")]
-    assert await source.unknown_sales(sales) == ["x", "c"]
-    assert await source.unknown_buyers([UserId("eve"), UserId("bob"), UserId("ad")]) == ["bob", "ad"]
 
 
 async def test_reader_sees_one_moment_and_writes_nothing(database: Database) -> None:

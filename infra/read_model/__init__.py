@@ -5,6 +5,7 @@ guarded by version; a rebuild fills a new generation beside the one being read a
 """
 
 from infra.read_model.generation import (
+    BuyerDigest,
     BuyerSnapshot,
     Generation,
     GenerationLost,
@@ -16,6 +17,7 @@ from infra.read_model.rebuild import Progress, differences, rebuild
 from infra.read_model.redis_store import RedisReadModel, redis_read_model
 
 __all__ = [
+    "BuyerDigest",
     "BuyerSnapshot",
     "Generation",
     "GenerationLost",

@@ -29,6 +29,14 @@ class BuyerSnapshot:
     bookings: Sequence[Booking]
 
 
+@dataclass(frozen=True, slots=True)
+class BuyerDigest:
+    """All of one buyer in one consistent snapshot, digested: `infra.read_model.documents.digest_of`."""
+
+    user_id: UserId
+    digest: str
+
+
 class Source(Protocol):
     """The write side from end to end. Each batch is a consistent snapshot, taken when it is asked for."""
 
@@ -38,6 +46,14 @@ class Source(Protocol):
 
     def buyers(self) -> AsyncIterator[Sequence[BuyerSnapshot]]:
         """Every buyer whose version is above 0, once."""
+        ...
+
+    def digests(self) -> AsyncIterator[Sequence[BuyerDigest]]:
+        """The same buyers."""
+        ...
+
+    async def buyers_of(self, ids: Sequence[UserId]) -> Sequence[BuyerSnapshot]:
+        """These of them."""
         ...
 
     async def unknown_sales(self, ids: Sequence[ConcertId]) -> Sequence[ConcertId]:
@@ -98,7 +114,7 @@ class RebuildableReadModel(ReadModel, Protocol):
         """Facts by concert, of those that are here; None where it is not complete."""
         ...
 
-    async def unlike(self, buyers: Sequence[BuyerSnapshot]) -> Sequence[BuyerSnapshot] | None:
+    async def unlike(self, buyers: Sequence[BuyerDigest]) -> Sequence[UserId] | None:
         """Those of whom it may hold anything else; None where it is not complete. One round trip."""
         ...
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from domain.base import BookingId, ConcertId, Page, PageKey, PageQuery, UserId
 from domain.booking import Booking, BookingChanged, BookingStatus, ConcertFacts, Sale, SaleChanged
 from domain.my_page import MyBooking, MyPageView
-from infra.read_model.generation import Batch, BuyerSnapshot, Generation, batch_of_events, booking_key
+from infra.read_model.generation import Batch, BuyerDigest, Generation, batch_of_events, booking_key
 
 
 class MemoryReadModel:
@@ -55,9 +55,9 @@ class MemoryReadModel:
             return None
         return {i: self._current.facts[i] for i in ids if i in self._current.facts}
 
-    async def unlike(self, buyers: Sequence[BuyerSnapshot]) -> Sequence[BuyerSnapshot] | None:
+    async def unlike(self, buyers: Sequence[BuyerDigest]) -> Sequence[UserId] | None:
         """All of them: nothing is saved by looking twice."""
-        return None if self._current is None else buyers
+        return None if self._current is None else [buyer.user_id for buyer in buyers]
 
     async def concert_ids(self) -> AsyncIterator[Sequence[ConcertId]]:
         """Every concert it holds."""

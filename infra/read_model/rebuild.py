@@ -75,14 +75,15 @@ async def differences(model: RebuildableReadModel, source: Source) -> AsyncItera
     async for concert_ids in model.concert_ids():
         for concert_id in await source.unknown_sales(concert_ids):
             yield f"sale {concert_id}: only in the read model"
-    async for buyers in _ahead(source.buyers()):
-        suspects = await model.unlike(buyers)
-        if suspects is None:
-            yield NOT_COMPLETE
-            return
-        for buyer in suspects:
-            async for line in _compare_buyer(model, buyer):
-                yield line
+    async for digests in _ahead(source.digests()):
+        for start in range(0, len(digests), ROWS_PER_BATCH_MAX):
+            suspects = await model.unlike(digests[start : start + ROWS_PER_BATCH_MAX])
+            if suspects is None:
+                yield NOT_COMPLETE
+                return
+            for buyer in await source.buyers_of(suspects) if suspects else ():
+                async for line in _compare_buyer(model, buyer):
+                    yield line
     async for user_ids in _ahead(model.user_ids()):
         for user_id in await source.unknown_buyers(user_ids):
             yield f"buyer {user_id}: only in the read model"

@@ -4,7 +4,6 @@ import secrets
 from asyncio import Semaphore, timeout
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from hashlib import sha1
 from typing import Any, TypeVar
 
 import orjson
@@ -19,9 +18,10 @@ from domain.booking import Booking, BookingChanged, BookingStatus, ConcertFacts,
 from domain.my_page import MyBooking, MyPageView
 from infra import codec
 from infra.read_model import scripts
+from infra.read_model.documents import encode, encode_booking
 from infra.read_model.generation import (
     Batch,
-    BuyerSnapshot,
+    BuyerDigest,
     Generation,
     GenerationLost,
     batch_of_events,
@@ -127,13 +127,14 @@ class RedisReadModel:
             return None
         return _RedisGeneration(self._writing, token)
 
-    async def unlike(self, buyers: Sequence[BuyerSnapshot]) -> Sequence[BuyerSnapshot] | None:
-        """Those of whom it may hold anything else, told by a digest: documents are too many to fetch them all."""
+    async def unlike(self, buyers: Sequence[BuyerDigest]) -> Sequence[UserId] | None:
+        """Those of whom it may hold anything else: documents are too many to fetch them all."""
         ids = [buyer.user_id for buyer in buyers]
         digests = await self._reading.run(scripts.DIGESTS, len(_STATUSES), *_STATUSES, *ids)
         if digests is None:
             return None
-        return [buyer for buyer, held in zip(buyers, digests, strict=True) if held != _digest(buyer)]
+        held = digests.decode().split()
+        return [buyer.user_id for buyer, digest in zip(buyers, held, strict=True) if digest != buyer.digest]
 
     async def concert_ids(self) -> AsyncIterator[Sequence[ConcertId]]:
         """Every concert it holds, some at a time, perhaps more than once."""
@@ -220,30 +221,11 @@ def _decode(kind: type[_T], doc: bytes | None) -> _T:
         raise _Unreadable from error
 
 
-def _encode(value: Sale | ConcertFacts | Booking, *head: str | int) -> str:
-    """The document with the words that scripts read in front."""
-    return " ".join(map(str, head)) + "\n" + codec.encode(value).decode()
-
-
-def _encode_booking(booking: Booking) -> str:
-    return _encode(booking, booking.version, booking.status.value, booking.concert_id)
-
-
-def _digest(buyer: BuyerSnapshot) -> bytes:
-    """What `scripts.DIGESTS` answers where the same is held."""
-    held = [str(buyer.version), str(len(buyer.bookings))]
-    held += sorted(
-        f"{booking.status.value} {' '.join(booking_key(booking))} {_encode_booking(booking)}"
-        for booking in buyer.bookings
-    )
-    return sha1("\n".join(held).encode(), usedforsecurity=False).hexdigest().encode()
-
-
 def _encode_batch(batch: Batch) -> bytes:
     return orjson.dumps(
         {
-            "sales": [(s.concert_id, s.version, _encode(s, s.version)) for s in batch.sales],
-            "facts": [(f.concert_id, f.version, _encode(f, f.version)) for f in batch.facts],
+            "sales": [(s.concert_id, s.version, encode(s, s.version)) for s in batch.sales],
+            "facts": [(f.concert_id, f.version, encode(f, f.version)) for f in batch.facts],
             "bookings": [
                 (
                     b.user_id,
@@ -251,7 +233,7 @@ def _encode_batch(batch: Batch) -> bytes:
                     b.version,
                     b.status.value,
                     " ".join(booking_key(b)),
-                    _encode_booking(b),
+                    encode_booking(b),
                 )
                 for b in batch.bookings
             ],

@@ -96,7 +96,8 @@ return redis.call('HMGET', at .. ARGV[1], unpack(ARGV, 2))
 """
 
 # ARGV: how many statuses, statuses, buyers. Answers the digest of all that is held of each buyer, or nil where not
-# complete: what their pages show, in its order, and how many bookings there are.
+# complete: what their pages show, in its order, and how many bookings there are. One text: redis-py reads a list
+# an element at a time.
 DIGESTS = f"""{_COMMON}
 local at = complete()
 if not at then return false end
@@ -120,7 +121,7 @@ for i = last + 1, #ARGV do
   end
   digests[#digests + 1] = redis.sha1hex(table.concat(held, '\\n'))
 end
-return digests
+return table.concat(digests, ' ')
 """
 
 # ARGV: user, limit, cursor or '', statuses. Answers version, total, has_next, bookings and facts, or nil

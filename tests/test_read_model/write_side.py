@@ -21,10 +21,12 @@ from domain.booking import (
 )
 from domain.my_page import MyBooking, my_page_key
 from infra.read_model import (
+    BuyerDigest,
     BuyerSnapshot,
     RebuildableReadModel,
     differences,
 )
+from infra.read_model.documents import digest_of, line_of
 
 NOON = datetime(2027, 5, 1, 12, tzinfo=UTC)
 CONCERTS = (ConcertId("concert-a"), ConcertId("concert-b"))
@@ -91,11 +93,27 @@ class WriteSide:
         for user_id in list(self.versions):
             if self.before_snapshot is not None:
                 await self.before_snapshot()
-            mine = [booking for booking in self.bookings.values() if booking.user_id == user_id]
-            snapshot = BuyerSnapshot(user_id, self.versions[user_id], mine)
+            snapshots = await self.buyers_of([user_id])
             if self.after_snapshot is not None:
                 await self.after_snapshot()
-            yield [snapshot]
+            yield snapshots
+
+    async def digests(self) -> AsyncIterator[Sequence[BuyerDigest]]:
+        snapshots = await self.buyers_of(list(self.versions))
+        yield [
+            BuyerDigest(buyer.user_id, digest_of(buyer.version, [line_of(each) for each in buyer.bookings]))
+            for buyer in snapshots
+        ]
+
+    async def buyers_of(self, ids: Sequence[UserId]) -> Sequence[BuyerSnapshot]:
+        return [
+            BuyerSnapshot(
+                user_id,
+                self.versions[user_id],
+                [booking for booking in self.bookings.values() if booking.user_id == user_id],
+            )
+            for user_id in ids
+        ]
 
     async def unknown_sales(self, ids: Sequence[ConcertId]) -> Sequence[ConcertId]:
         return [concert_id for concert_id in ids if concert_id not in self.sales_by_id]
