@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
@@ -156,6 +156,9 @@ def _api(run: Operation) -> Callable[[Request], Awaitable[Response]]:
             answer = await (_write if is_post else _read)(request, sandbox, control, run, call)
         except Refused as refusal:
             answer = _json(refusal.body(), status=refusal.status)
+        except ClientDisconnect:
+            # Killed in the middle of its request: nothing was asked, and nobody hears an answer.
+            return NoAnswer(sandbox.closing)
         if control.mode is Mode.CHARGE_THEN_HANG and run is rules.confirm_intent:
             return NoAnswer(sandbox.closing, after_s=HANG_S)
         return answer

@@ -71,6 +71,21 @@ async def test_a_stored_500_is_repeated_after_recovery(processor: Processor) -> 
     assert (await processor.post("payment_intents", key="l", amount="1", currency="eur")).status_code == 200
 
 
+async def test_a_client_that_dies_in_the_middle_of_its_request_asked_nothing(
+    processor: Processor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is done, nothing is logged, and the next one is answered."""
+    url = processor.http.base_url
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    head = "POST /v1/payment_intents HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk_test_1\r\n"
+    writer.write(f"{head}content-length: 23\r\n\r\namount=1&".encode())
+    await writer.drain()
+    writer.transport.abort()
+    assert (await processor.post("payment_intents", amount="1", currency="eur")).status_code == 200
+    assert len(await processor.ledger()) == 1
+    assert caplog.records == []
+
+
 def test_a_key_is_forgotten_after_a_day() -> None:
     """Up to a day the answer is repeated, then the key is free."""
     books = Books(None)
