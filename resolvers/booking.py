@@ -6,7 +6,7 @@ from typing import Annotated
 import strawberry
 
 from domain.base import BookingId, ConcertId
-from domain.booking import Quantity
+from domain.booking import Quantity, Sale
 from domain.use_cases import booking as use_cases
 from domain.use_cases.my_page import watch_booking, watch_sale
 from resolvers.context import Info
@@ -80,7 +80,12 @@ async def cancel_booking(info: Info, input: CancelBookingInput) -> CancelBooking
 async def watch_ticket_count(info: Info, concert_id: ConcertIdArgument) -> AsyncGenerator[TicketCount, None]:
     """The count now, then every newer one. Raises: NotFound."""
     raw = ConcertId(stream_id(concert_id, Kind.CONCERT))
-    return await opened(watch_sale(info.context.deps, raw), TicketCount.of)
+
+    def show(sale: Sale) -> TicketCount:
+        info.context.version = sale.version
+        return TicketCount.of(sale)
+
+    return await opened(watch_sale(info.context.deps, raw), show)
 
 
 async def watch_booking_status(

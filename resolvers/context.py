@@ -14,11 +14,12 @@ from domain.user import Viewer
 from resolvers.loaders import Loaders
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Context:
     """Who asks, and what may be reached. `client` is the address that attempts are counted by.
 
-    With a `refusal` nothing may be done: it is every mutation's answer.
+    With a `refusal` nothing may be done: it is every mutation's answer. `version` is that of the state which a
+    subscription shows.
     """
 
     viewer: Viewer | None
@@ -27,6 +28,7 @@ class Context:
     request_id: str
     client: str
     refusal: DomainError | None = None
+    version: int = 0
 
     async def concert_total(self, where: ConcertFilter) -> int:
         """How many catalogue entries the filter leaves."""

@@ -68,6 +68,7 @@ class ToyContext:
     request_id: str
     client: str
     stage: Stage
+    version: int = 0
 
 
 Info = strawberry.Info[ToyContext, None]

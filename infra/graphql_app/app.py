@@ -1,7 +1,7 @@
 """`GraphQLApp`: the ASGI application of the GraphQL endpoint, HTTP and websocket at one address."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 import strawberry
@@ -37,6 +37,7 @@ class GraphQLApp:
         sessions_alive: SessionsAlive,
         metrics: Metrics,
         rooms: Rooms | None = None,
+        shared: Collection[str] = (),
         limits: Limits | None = None,
     ) -> None:
         self._limits = limits or Limits()
@@ -48,6 +49,7 @@ class GraphQLApp:
             rooms=rooms or {},
             limits=self._limits,
             metrics=metrics,
+            shared=shared,
         )
         self._http = HttpEndpoint(self._operations, self._limits)
         self._sessions = SessionWatch(sessions_alive, self._limits)

@@ -5,7 +5,7 @@ ParserCache and ValidationCache count entries, whatever their size.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -32,6 +32,7 @@ from domain.base import BadUserInput
 from infra.graphql_app.errors import VALIDATION_FAILED, PersistedQueryNotFound
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.requests import OperationRequest, query_hash
+from infra.graphql_app.sharing import shared_operations
 
 T = TypeVar("T")
 # As strawberry.Schema validates.
@@ -48,6 +49,8 @@ class Operation:
     name: str | None
     # The only root field's; None where there are several, or it is not spelled out.
     field: str | None
+    # A subscription that says the same to everybody who asks with the same variables.
+    is_shared: bool
 
 
 class InvalidDocument(Exception):
@@ -61,9 +64,10 @@ class InvalidDocument(Exception):
 class Documents:
     """Finds what a request wants to run. Synchronous; the work of one document is bounded by `max_tokens`."""
 
-    def __init__(self, schema: GraphQLSchema, limits: Limits) -> None:
+    def __init__(self, schema: GraphQLSchema, limits: Limits, shared: Collection[str]) -> None:
         self._schema = schema
         self._limits = limits
+        self._shared = shared
         self._checked: _Shelf[_Checked] = _Shelf(limits.max_cached_document_chars)
         # The way that graphql-core offers to set it, for the whole process.
         overlapping_fields_can_be_merged.MAX_COMPLEXITY_BUDGET = limits.max_field_comparisons
@@ -83,7 +87,8 @@ class Documents:
             raise InvalidDocument(checked.errors)
         chosen = _choose(checked.document, request.operation_name)
         name = chosen.name.value if chosen.name else None
-        return Operation(query, checked.document, chosen.operation, name, _only_field(chosen))
+        is_shared = any(chosen is each for each in checked.shared)
+        return Operation(query, checked.document, chosen.operation, name, _only_field(chosen), is_shared)
 
     def _query(self, request: OperationRequest) -> str:
         if request.query is None:
@@ -106,13 +111,15 @@ class Documents:
         errors = errors or _Size(document).broken_limits(limits)
         for error in errors:
             error.extensions = {**(error.extensions or {}), "code": VALIDATION_FAILED}
-        return _Checked(document, tuple(errors))
+        shared = () if errors else tuple(shared_operations(document, self._schema, self._shared))
+        return _Checked(document, tuple(errors), shared)
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
     document: DocumentNode
     errors: tuple[GraphQLError, ...]
+    shared: tuple[OperationDefinitionNode, ...]
 
 
 def _choose(document: DocumentNode, name: str | None) -> OperationDefinitionNode:

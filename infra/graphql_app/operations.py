@@ -1,7 +1,7 @@
 """Running operations: the one path that queries, mutations and subscriptions of both transports take."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -35,8 +35,17 @@ class MakeContext(Protocol):
 
     def __call__(
         self, *, viewer: Viewer | None, request_id: str, client: str, refusal: Overloaded | None
-    ) -> object:
+    ) -> "OperationContext":
         """The context, with loaders of its own. With a refusal that is all that a mutation answers."""
+        ...
+
+
+class OperationContext(Protocol):
+    """What resolvers are given."""
+
+    @property
+    def version(self) -> int:
+        """Of the state that a shared subscription shows: newer states have higher ones."""
         ...
 
 
@@ -47,6 +56,7 @@ class Result:
     data: dict[str, object] | None
     errors: tuple[FormattedError, ...]
     is_refusal: bool
+    version: int = 0
 
     @property
     def code(self) -> str:
@@ -78,9 +88,10 @@ class Operations:
         rooms: Rooms,
         limits: Limits,
         metrics: Metrics,
+        shared: Collection[str],
     ) -> None:
         self._schema = schema
-        self._documents = Documents(schema._schema, limits)
+        self._documents = Documents(schema._schema, limits, shared)
         self._make_context = make_context
         self._authenticate = authenticate
         self._rooms = rooms
@@ -150,7 +161,7 @@ class Operations:
         now_s = asyncio.get_running_loop().time()
         until_s, known = self._refusals.get(asked, (0.0, None))
         if known is not None and now_s < until_s:
-            self._metrics.graphql_operations.labels(type=operation.kind.value, code=known.code).inc()
+            self.count(operation.kind, known.code)
             return known
         result = await self.run(operation, request, caller)
         if "@" not in operation.query:  # a directive may ask for other fields with other variables
@@ -186,8 +197,20 @@ class Operations:
     async def stream(
         self, operation: Operation, request: OperationRequest, caller: Caller
     ) -> AsyncGenerator[Result, None]:
-        """Every answer of an operation as it comes; a failure is the last. Raises only CancelledError."""
+        """`answers`, counted as one operation."""
         code = "CANCELLED"
+        try:
+            async with aclosing(self.answers(operation, request, caller)) as results:
+                async for result in results:
+                    code = result.code
+                    yield result
+        finally:
+            self.count(operation.kind, code)
+
+    async def answers(
+        self, operation: Operation, request: OperationRequest, caller: Caller
+    ) -> AsyncGenerator[Result, None]:
+        """Every answer of an operation as it comes; a failure is the last. Raises only CancelledError."""
         try:
             context = self._make_context(
                 viewer=caller.viewer,
@@ -198,15 +221,13 @@ class Operations:
             async with aclosing(self._executed(operation, request, context)) as answers:
                 async for answer, is_refusal in answers:
                     errors = tuple(format_errors(answer.errors or [], request_id=caller.request_id))
-                    result = Result(answer.data, errors, is_refusal)
-                    code = result.code
-                    yield result
+                    yield Result(answer.data, errors, is_refusal, context.version)
         except Exception as error:  # the edge: masked as INTERNAL and logged
-            result = refusal([error], request_id=caller.request_id)
-            code = result.code
-            yield result
-        finally:
-            self._metrics.graphql_operations.labels(type=operation.kind.value, code=code).inc()
+            yield refusal([error], request_id=caller.request_id)
+
+    def count(self, kind: OperationType, code: str) -> None:
+        """One more operation of a client's has ended like this."""
+        self._metrics.graphql_operations.labels(type=kind.value, code=code).inc()
 
     async def _executed(
         self, operation: Operation, request: OperationRequest, context: object
@@ -242,8 +263,14 @@ class Operations:
             await asyncio.wait(self._unwatched, timeout=self._limits.request_timeout_s)
 
     async def _only_answer(self, operation: Operation, request: OperationRequest, caller: Caller) -> Result:
-        async with aclosing(self.stream(operation, request, caller)) as results:
-            return await anext(results)
+        code = "CANCELLED"
+        try:
+            async with aclosing(self.answers(operation, request, caller)) as results:
+                result = await anext(results)
+                code = result.code
+                return result
+        finally:
+            self.count(operation.kind, code)
 
 
 def _has_not_begun(answer: ExecutionResult) -> bool:
