@@ -28,6 +28,8 @@ class Limits:
 
     max_sockets: int = 20_000
     max_subscriptions_per_socket: int = 100
+    # Of one shared subscription; states that come faster are merged.
+    shared_updates_per_s: float = 20.0
     init_timeout_s: float = 10.0
     # A client that takes nothing for so long is given up; until then one message waits for it.
     send_timeout_s: float = 10.0
