@@ -12,6 +12,7 @@ import strawberry
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route, WebSocketRoute
+from strawberry.scalars import JSON
 
 from domain.base import InvalidInput, NotFound, Overloaded, SessionId, UserId
 from domain.user import Session, User, UserRole, Viewer
@@ -20,6 +21,48 @@ from infra.socket_protocol import SocketProtocol
 from infra.telemetry import Metrics
 
 PATIENCE_S = 10.0
+
+
+class Board:
+    """A count that everybody may watch: what the database knows of it, and what has been announced."""
+
+    def __init__(self) -> None:
+        self.committed = 1
+        self.may_read = asyncio.Event()
+        self.may_read.set()
+        self.is_away = False
+        self.opened = self.open = self.shown = 0
+        self._announced = 1
+        self._is_over = False
+        self._problem: Exception | None = None
+        self._has_changed = asyncio.Event()
+
+    def say(self, version: int) -> None:
+        """It changes, and everybody who listens hears of it."""
+        self.committed = version
+        self.announce(version)
+
+    def announce(self, version: int) -> None:
+        """Everybody who listens hears of it."""
+        self._announced = version
+        self._wake()
+
+    def end(self, problem: Exception | None = None) -> None:
+        """Open streams end, with this problem if there is one."""
+        self._is_over, self._problem = True, problem
+        self._wake()
+
+    async def later_than(self, version: int) -> int | None:
+        """The newest that was announced; None at the end."""
+        while self._announced <= version and not self._is_over:
+            await self._has_changed.wait()
+        if self._problem is not None:
+            raise self._problem
+        return None if self._is_over else self._announced
+
+    def _wake(self) -> None:
+        self._has_changed.set()
+        self._has_changed = asyncio.Event()
 
 
 @dataclass
@@ -36,6 +79,7 @@ class Stage:
     done: list[str] = field(default_factory=list)
     streams_open: int = 0
     ticks: "asyncio.Queue[int]" = field(default_factory=asyncio.Queue)
+    board: Board = field(default_factory=Board)
 
     def sign_in(self, token: str, *, lasts_s: float = 3600) -> Viewer:
         """Somebody holds this token."""
@@ -92,6 +136,34 @@ class Node:
     def child(self) -> "Node":
         """One deeper."""
         return Node()
+
+
+@strawberry.interface
+class Seen:
+    """What looks the same to everybody, from here."""
+
+    by: str = "nobody"
+
+
+def _viewer_name(info: Info) -> str:
+    viewer = info.context.viewer
+    return "nobody" if viewer is None else viewer.user.name
+
+
+@strawberry.type
+class SeenByViewer(Seen):
+    """And does not, from here."""
+
+    by: str = strawberry.field(resolver=_viewer_name)
+
+
+@strawberry.type
+class Count:
+    """One state of the board."""
+
+    version: int
+    dots: str = ""
+    seen: Seen = strawberry.field(default_factory=SeenByViewer)
 
 
 @strawberry.type
@@ -176,6 +248,25 @@ class Subscription:
             stage.streams_open -= 1
 
     @strawberry.subscription
+    async def count(self, info: Info, size: int = 0, rest: JSON | None = None) -> AsyncGenerator[Count, None]:
+        """The board as it is now, then every newer state, with `size` dots."""
+        board = info.context.stage.board
+        board.opened += 1
+        board.open += 1
+        try:
+            await board.may_read.wait()
+            if board.is_away:
+                raise Overloaded()
+            version: int | None = board.committed
+            while version is not None:
+                info.context.version = version
+                board.shown += 1
+                yield Count(version=version, dots="." * size)
+                version = await board.later_than(version)
+        finally:
+            board.open -= 1
+
+    @strawberry.subscription
     async def nothing_there(self) -> AsyncGenerator[str, None]:
         """Refused before the first message."""
         for _ in range(0):
@@ -211,11 +302,12 @@ def toy_app(stage: Stage, limits: Limits | None = None, metrics: Metrics | None 
         return ToyContext(viewer, request_id, client, stage)
 
     return GraphQLApp(
-        strawberry.Schema(Query, Mutation, Subscription),
+        strawberry.Schema(Query, Mutation, Subscription, types=[SeenByViewer]),
         make_context=make_context,
         authenticate=stage.authenticate,
         sessions_alive=stage.sessions_alive,
         metrics=metrics or Metrics.build(),
+        shared={"count"},
         limits=limits or Limits(),
     )
 

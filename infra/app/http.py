@@ -32,6 +32,8 @@ from schema.root import build_schema
 
 log = structlog.get_logger(__name__)
 
+# Subscriptions that say the same to everybody, whoever asks: one execution for all who watch the same.
+SHARED = frozenset({"ticketCount"})
 READY_S = 2.0
 WEBHOOK_MAX_BYTES = 1_048_576
 
@@ -101,6 +103,7 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
             "cancelBooking": lambda _: _checked(frontrow.database.writers),
             "payBooking": lambda _: _checked(frontrow.database.payers),
         },
+        shared=SHARED,
         limits=Limits(
             max_tokens=settings.max_query_tokens,
             max_depth=settings.max_query_depth,
@@ -110,6 +113,7 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
             max_not_begun=settings.max_not_begun,
             max_sockets=settings.max_sockets,
             max_subscriptions_per_socket=settings.max_subscriptions_per_socket,
+            shared_updates_per_s=settings.ticket_count_updates_per_s,
             init_timeout_s=settings.socket_init_timeout_s,
             allowed_origins=_socket_origins(settings),
         ),

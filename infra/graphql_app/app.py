@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from strawberry.http.websocket_origin import is_same_origin, normalize_allowed_origins, normalize_origin
 
+from infra.graphql_app.feeds import Feeds
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.operations import Authenticate, MakeContext, Operations, Rooms
 from infra.graphql_app.over_http import HttpEndpoint
@@ -24,8 +25,11 @@ ONE_BY_ONE_S = 0.01
 class GraphQLApp:
     """Mount it as the endpoint of a Route and of a WebSocketRoute; serve only inside `running`.
 
-    The server must cap a websocket message near `limits.max_body_bytes` itself (uvicorn: `ws_max_size`), because
-    it holds a whole message before anyone here sees it.
+    The server is uvicorn with `ws=SocketProtocol`. It must cap a websocket message near `limits.max_body_bytes`
+    itself (`ws_max_size`), because it holds a whole message before anyone here sees it.
+
+    `shared` names root fields of subscriptions that say the same to everybody, whoever asks. Each of their states is
+    whole, and the resolver gives its version to the context.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class GraphQLApp:
             metrics=metrics,
             shared=shared,
         )
+        self._feeds = Feeds(self._operations, self._limits)
         self._http = HttpEndpoint(self._operations, self._limits)
         self._sessions = SessionWatch(sessions_alive, self._limits)
         self._sockets: set[Socket] = set()
@@ -71,6 +76,7 @@ class GraphQLApp:
             with suppress(asyncio.CancelledError):
                 await watch
             await self._operations.finish()
+            await self._feeds.finish()
 
     async def end_sockets(self, *, over_s: float) -> None:
         """Every open socket is closed with 1012, and each new one at once.
@@ -85,35 +91,43 @@ class GraphQLApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or one websocket from handshake to close."""
-        if scope["type"] == "websocket":
-            with suppress(WebSocketDisconnect):  # gone during the handshake
-                await self._serve(WebSocket(scope, receive, send))
-            return
-        response = await self._http.respond(Request(scope, receive))
-        await response(scope, receive, send)
+        if scope["type"] != "websocket":
+            response = await self._http.respond(Request(scope, receive))
+            await response(scope, receive, send)
+        elif await self._is_accepted(scope, receive, send):
+            socket = self._socket(scope, receive, send)
+            self._sockets.add(socket)
+            self._metrics.open_sockets.inc()
+            try:
+                await socket.run()
+            finally:
+                self._metrics.open_sockets.dec()
+                self._sockets.discard(socket)
 
-    async def _serve(self, ws: WebSocket) -> None:
+    def _socket(self, scope: Scope, receive: Receive, send: Send) -> Socket:
+        parts = (self._operations, self._feeds, self._sessions, self._limits, self._metrics)
+        return Socket(scope, receive, send, *parts)
+
+    async def _is_accepted(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Whether the handshake ends with an open socket."""
+        ws = WebSocket(scope, receive, send)
         if not self._is_origin_allowed(ws):
             await ws.close()  # before it is accepted: the handshake is answered 403
-            return
-        is_spoken = PROTOCOL in ws.scope["subprotocols"]
-        await ws.accept(PROTOCOL if is_spoken else None)
-        if not is_spoken:
-            await ws.close(WRONG_SUBPROTOCOL.code, WRONG_SUBPROTOCOL.reason)
-            return
-        if self._is_stopping:
-            await ws.close(RESTART.code, RESTART.reason)
-            return
-        if len(self._sockets) >= self._limits.max_sockets:
-            await ws.close(TRY_LATER.code, TRY_LATER.reason)
-            return
-        socket = Socket(ws, self._operations, self._sessions, self._limits, self._metrics)
-        self._sockets.add(socket)
+            return False
+        is_spoken = PROTOCOL in scope["subprotocols"]
         try:
-            with self._metrics.open_sockets.track_inprogress():
-                await socket.run()
-        finally:
-            self._sockets.discard(socket)
+            await ws.accept(PROTOCOL if is_spoken else None)
+            if not is_spoken:
+                await ws.close(WRONG_SUBPROTOCOL.code, WRONG_SUBPROTOCOL.reason)
+            elif self._is_stopping:
+                await ws.close(RESTART.code, RESTART.reason)
+            elif len(self._sockets) >= self._limits.max_sockets:
+                await ws.close(TRY_LATER.code, TRY_LATER.reason)
+            else:
+                return True
+        except WebSocketDisconnect:
+            pass  # gone meanwhile
+        return False
 
     def _is_origin_allowed(self, ws: WebSocket) -> bool:
         # Browsers ask nobody before they open a socket to another origin; other clients send no Origin.
