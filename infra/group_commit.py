@@ -107,13 +107,15 @@ class SharedCommits:
         self._on_commit(1 + len(others))
         try:
             outcomes = await _carried_out(commit, [request, *(cast(Q, each.request) for each in others)])
-        except BaseException as error:
-            failure = error if isinstance(error, DomainError) else DatabaseAway()
-            if isinstance(error, DomainError):
-                # Who waits would only hear the same, later.
-                others += [self._next(queue) for _ in range(len(queue))]
-            for each in others:
+        except (DatabaseAway, Overloaded) as failure:
+            # Who waits would only hear the same, later.
+            for each in (*others, *(self._next(queue) for _ in range(len(queue)))):
                 _end(each, failure)
+            raise
+        except BaseException:
+            # It was alone; or it was cancelled, and what became of the others is not known.
+            for each in others:
+                _end(each, DatabaseAway())
             raise
         finally:
             self._hand_on(lane)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from domain.base import DatabaseAway, DomainError, NotFound, Overloaded
+from domain.base import DatabaseAway, DomainError, InProgress, NotFound, Overloaded
 from infra.group_commit import SharedCommits
 
 pytestmark = pytest.mark.anyio
@@ -113,6 +113,16 @@ async def test_a_lost_database_is_everybodys(failure: DomainError) -> None:
     assert await outcomes(tasks) == ["a done", failure, failure, failure, failure]
     assert desk.batches == [["a"], ["b", "c"]]
     assert await desk.ask("f") == "f done"
+
+
+async def test_what_one_alone_is_refused_for_is_nobody_elses() -> None:
+    """A commit of one that fails tells those who wait nothing: they have theirs."""
+    desk = counter(batch_max=2)
+    desk.failing["a"] = InProgress()
+    tasks = await desk.all_asking("a", "b", "c")
+    desk.open()
+    told = await outcomes(tasks)
+    assert isinstance(told[0], InProgress) and told[1:] == ["b done", "c done"]
 
 
 async def test_who_leaves_while_waiting_takes_the_request_along() -> None:
