@@ -124,7 +124,7 @@ async def test_parallel_pays_of_one_booking_charge_once(new_world: NewWorld, has
 
 # ---------------------------------------------------------------- pay || cancel || expire
 # A thousand in all; more of them where transactions really overlap.
-RACES = {"sqlite": 280, "postgresql": 720}
+RACES = {"sqlite": 160, "postgresql": 400}
 AT_ONCE = 40
 # Where the payment stands when the others are let go.
 MOMENTS = ("start", "create", "create done", "confirm", "confirm done", "answered")
