@@ -14,9 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 START_LIMIT_S = 30.0
 STOP_LIMIT_S = 30.0
@@ -157,6 +159,29 @@ class PostgresServer(_Server):
         """Where `database` is, for SQLAlchemy with asyncpg."""
         return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{database}"
 
+    def kill(self) -> None:
+        """End it at once, with whatever its connections were at. May repeat."""
+        if self._process is None:
+            return
+        # First still, or it would mend what its children leave; killed first, nobody would know which are its.
+        self._process.send_signal(signal.SIGSTOP)
+        children = self._children()
+        super().kill()
+        for child in children:
+            _send(child, signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Freeze all of it: what connections are at stops too, and new ones are let in but not answered."""
+        super().pause()
+        for child in self._children():
+            _send(child, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let all of it go on after `pause`."""
+        for child in self._children():
+            _send(child, signal.SIGCONT)
+        super().resume()
+
     def create_database(self, name: str, *, template: str = "template1") -> None:
         """A new database, a copy of `template`, which nobody may be connected to meanwhile."""
         self._sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
@@ -164,6 +189,9 @@ class PostgresServer(_Server):
     def drop_database(self, name: str) -> None:
         """The database is gone; who was connected to it is disconnected. May repeat."""
         self._sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _children(self) -> list[psutil.Process]:
+        return list(psutil.Process(self._running().pid).children())
 
     def _create_cluster(self) -> None:
         # Built-in C.UTF-8: lower() and ILIKE know all of Unicode, whatever locales the machine has.
@@ -292,6 +320,11 @@ class ValkeyServer(_Server):
         with socket.create_connection(("127.0.0.1", self.port), timeout=5.0) as connection:
             connection.sendall(command + b"\r\n")
             return connection.recv(100)
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 def wait_until(condition: Callable[[], bool], *, limit_s: float) -> None:

@@ -1,9 +1,7 @@
 """The database's bad days: restarts, locks, queues and cancelled requests become the ports' errors and heal."""
 
 import asyncio
-import os
 import random
-import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -329,21 +327,14 @@ async def test_frozen_server_is_away_in_time(own_postgres: PostgresServer) -> No
     """One that keeps its connections and says nothing is given up, new and old ones; thawed, it serves again."""
     limits = DatabaseLimits(writers=1, readers=1, statement_s=0.5, connect_s=0.5)
     async with opened(own_postgres.url("frontrow"), limits) as database:
-        backends = []
-        for pool in (database.writers, database.readers):
-            async with pool.transaction() as statements:
-                backends.append((await statements.rows(text("SELECT pg_backend_pid()")))[0][0])
+        await fill_pools(database, 1)
         own_postgres.pause()
-        for backend in backends:
-            os.kill(backend, signal.SIGSTOP)
         try:
             for ask in (raise_version(database), database.reads.now(), raise_version(database)):
                 async with asyncio.timeout(8):
                     with pytest.raises(DatabaseAway):
                         await ask
         finally:
-            for backend in backends:
-                os.kill(backend, signal.SIGCONT)
             own_postgres.resume()
         assert await raise_version(database) == 1
         await database.reads.now()
