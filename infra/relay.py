@@ -6,10 +6,11 @@ Delivery is at least once. Several lanes, so that a slow processor never delays 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
-from domain.base import DomainError
+from domain.base import DatabaseAway, DomainError, Overloaded
 from domain.events import Event
 from domain.payment import GatewayError, NotSent
 from domain.ports import Deps
@@ -34,8 +35,8 @@ POLL_S = 0.5
 # a minute of the processor being well.
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 15.0
-# Redis being away is no fault of the row's. Once it is back the read model is right within two seconds (DESIGN.md,
-# "What is always true").
+# A server being away is no fault of the row's. Once Redis is back the read model is right within two seconds
+# (DESIGN.md, "What is always true").
 AWAY_BACKOFF_MAX_S = 1.0
 EXPECTED = (DomainError, GatewayError, ConnectionError)
 
@@ -98,7 +99,8 @@ class Relay:
         """One claim's rows are done or backing off; how many it were."""
         rows = await self._claim()
         done = await asyncio.gather(*(self._relay(row) for row in rows))
-        await self._queue.done([row.id for row, is_done in zip(rows, done, strict=True) if is_done])
+        told = [row.id for row, is_done in zip(rows, done, strict=True) if is_done]
+        await _noted(partial(self._queue.done, told))
         return len(rows)
 
     async def _claim(self) -> list[OutboxRow]:
@@ -127,11 +129,22 @@ class Relay:
 
     async def _back_off(self, row: OutboxRow, error: Exception) -> None:
         self._metrics.relay_failures.labels(event=type(row.event).__name__).inc()
-        longest_s = AWAY_BACKOFF_MAX_S if isinstance(error, ConnectionError) else BACKOFF_MAX_S
+        longest_s = AWAY_BACKOFF_MAX_S if isinstance(error, ConnectionError | DatabaseAway) else BACKOFF_MAX_S
         wait_s = min(longest_s, BACKOFF_FIRST_S * 2 ** min(row.attempts, 10))
         if isinstance(error, NotSent):
             wait_s = max(wait_s, error.retry_after_ms / 1_000)
         log.warning(
             "relay.backs_off", row=row.id, kind=type(row.event).__name__, wait_s=wait_s, error=str(error)
         )
-        await self._queue.failed(row.id, error=f"{type(error).__name__}: {error}", retry_after_s=wait_s)
+        said = f"{type(error).__name__}: {error}"
+        await _noted(partial(self._queue.failed, row.id, error=said, retry_after_s=wait_s))
+
+
+async def _noted(note: Callable[[], Awaitable[None]]) -> None:
+    """The database has it, however long it is away. Left to its lease, a row would wait after it is back."""
+    while True:
+        try:
+            return await note()
+        except (DatabaseAway, Overloaded) as error:
+            log.warning("relay.waits", error=str(error))
+        await asyncio.sleep(POLL_S)

@@ -12,11 +12,12 @@ from datetime import timedelta
 
 import structlog
 
+from domain.base import DatabaseAway
 from domain.booking import BookingChanged, SaleChanged, SaleClosed
 from domain.events import IntentAbandoned, RefundRequested
 from domain.ports import Deps, OpenIntent
 from domain.use_cases.booking import expire_due
-from domain.use_cases.settlement import claim_open_intents, reconcile
+from domain.use_cases.settlement import claim_open_intents, look_again, reconcile
 from infra.db.outbox import OutboxQueue
 from infra.read_model import GenerationLost, RebuildableReadModel, Source, rebuild
 from infra.relay import EXPECTED, Relay
@@ -63,6 +64,8 @@ class Worker:
         self._read_model = read_model
         self._source = source
         self._verifier = verifier
+        # Looked at in vain: the database went away, and left to their leases they would wait after it is back.
+        self._in_vain: list[OpenIntent] = []
         self._woken = (
             Relay(deps, queue, kinds=(BookingChanged, SaleChanged), worker=name, metrics=metrics),
             Relay(
@@ -118,6 +121,9 @@ class Worker:
 
     async def _reconcile(self) -> None:
         await self._throttle.rested()
+        while self._in_vain:
+            await look_again(self._deps, self._in_vain[-1], after_s=0)
+            self._in_vain.pop()
         claimed = await claim_open_intents(self._deps, limit=RECONCILE_MAX)
         await asyncio.gather(*(self._look(intent) for intent in claimed))
 
@@ -126,6 +132,8 @@ class Worker:
             await reconcile(self._deps, intent)
         except EXPECTED as error:
             log.warning("reconcile.failed", payment_id=intent.payment_id, error=str(error))
+            if isinstance(error, DatabaseAway):
+                self._in_vain.append(intent)
         except Exception:
             log.exception("reconcile.broke", payment_id=intent.payment_id)
 

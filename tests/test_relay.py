@@ -22,6 +22,7 @@ from infra.db.errors import TableMissing
 from infra.db.source import WriteSideSource
 from infra.db.tables import outbox
 from infra.db.unit import Database
+from infra.failpoints import Action, Failpoints
 from infra.read_model import MemoryReadModel, differences, rebuild
 from infra.relay import AWAY_BACKOFF_MAX_S, BACKOFF_MAX_S, Relay
 from infra.telemetry import Metrics
@@ -251,16 +252,40 @@ async def test_a_failing_reaction_backs_off_alone(database: Database, error: Exc
     ("error", "longest_s"),
     [
         (ConnectionError("Redis"), AWAY_BACKOFF_MAX_S),
+        (DatabaseAway(), AWAY_BACKOFF_MAX_S),
         (OutcomeUnknown("Stripe", is_stored=False), BACKOFF_MAX_S),
     ],
 )
 async def test_no_event_backs_off_for_long(database: Database, error: Exception, longest_s: float) -> None:
-    """After the hundredth failure too: what Redis missed is there a second after it is back, money a little later."""
+    """After the hundredth failure too: a second once a server is back, a little longer where the processor failed."""
     await put(database, "bad")
     await set_rows(database, attempts=100)
     await a_relay(database, Told(failing={"bad": error})).relay_some()
     ((row, wait_s),) = await in_outbox(database)
     assert row.attempts == 101 and longest_s / 2 < wait_s <= longest_s
+
+
+async def test_what_the_database_did_not_hear_does_not_wait_for_its_lease(database: Database) -> None:
+    """It went away under what was told and what was not: once it is back the one is forgotten, the other told."""
+    told, points = Told(failing={"bad": DatabaseAway()}), Failpoints()
+    relay = Relay(
+        NO_DEPS,
+        points.around_queue(database.outbox),
+        kinds=KINDS,
+        worker="w",
+        metrics=Metrics.build(),
+        lease_s=600,
+        react=told,
+    )
+    for point in ("relay.done", "relay.failed"):
+        points.arm(point, Action.ERROR)
+    await put(database, "good", "bad")
+    async with relaying(relay):
+        await told.all_of(["good"])
+        told.failing.clear()
+        await told.all_of(["good", "bad"])
+        await depth_is_0(database)
+    assert told.tried == {"good": 1, "bad": 2}
 
 
 async def test_a_relay_outlives_what_nobody_expected(database: Database) -> None:

@@ -20,13 +20,14 @@ from infra.db.checks import PromiseChecks
 from infra.db.source import WriteSideSource
 from infra.db.tables import idempotency_keys, webhook_events
 from infra.db.unit import Database
+from infra.failpoints import Action, Failpoints
 from infra.read_model import MemoryReadModel
 from infra.telemetry import Metrics
 from infra.throttle import REST_FIRST_S, Throttle
 from infra.verifier import Verifier
 from infra.worker import REAP_MAX, Worker
 from tests.client import until
-from tests.fake_processor import Failure, FakeProcessor
+from tests.fake_processor import Failure, FakeProcessor, lost
 from tests.paying import PAST, Shop, running_shop
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +113,25 @@ async def test_a_mass_refund_asks_the_processor_politely(database: Database) -> 
     # Up to two more were asked for before the refusal was heard.
     assert max(later - earlier for earlier, later in pairwise(asked_at_s[:4])) >= REST_FIRST_S
     assert [entry.refunds for entry in processor.entries.values()] == [1] * 20
+
+
+async def test_a_payment_does_not_wait_for_the_lease_of_a_look_in_vain(database: Database) -> None:
+    """The database went away under the look, before the next one was noted: it comes once the database is back."""
+    processor, points = FakeProcessor(), Failpoints()
+    processor.order("confirm", lost(happens=True))
+    async with running_shop(database, processor) as shop:
+        booking = await shop.book(await shop.open_sale())
+        await shop.pay(booking)
+        lost_commits = {"settle.commit", "reconcile.look_again.commit"}
+        for point in lost_commits:
+            points.arm(point, Action.ERROR)
+        async with working(replace(shop, deps=points.around(shop.deps))):
+
+            async def status() -> BookingStatus:
+                return (await shop.booking(booking.id)).status
+
+            await until(status, lambda status: status is BookingStatus.APPROVED)
+        assert lost_commits <= points.seen.keys()
 
 
 async def call_off(shop: Shop, sale: Sale) -> None:

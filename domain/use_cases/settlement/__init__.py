@@ -21,6 +21,7 @@ __all__ = [
     "claim_open_intents",
     "close_intent",
     "hear_webhook",
+    "look_again",
     "mark_unknown",
     "reconcile",
     "refund_payment",
@@ -261,7 +262,7 @@ async def reconcile(deps: Deps, claimed: OpenIntent) -> None:
     """One open intent is settled as the processor sees it, or looked at again later.
 
     Still unconfirmed `settle_after_s` after it was sent, or not wanted any more: it is cancelled, and that answer
-    is final.
+    is final. Raises: GatewayError; DatabaseAway, and then it may be leased still: `look_again`.
     """
     wait_s = LOOK_AGAIN_S[min(claimed.asked, len(LOOK_AGAIN_S) - 1)]
     try:
@@ -276,9 +277,14 @@ async def reconcile(deps: Deps, claimed: OpenIntent) -> None:
             wait_s = min(wait_s, patience_s)
     finally:
         # After a failure too: an open intent is looked at until the processor says what became of it.
-        async with deps.write("reconcile.look_again") as unit:
-            await unit.payments.look_again(claimed, after_s=wait_s)
-            await unit.commit()
+        await look_again(deps, claimed, after_s=wait_s)
+
+
+async def look_again(deps: Deps, claimed: OpenIntent, *, after_s: float) -> None:
+    """It is due then, and nobody's until then. May repeat: only the first word after a claim counts."""
+    async with deps.write("reconcile.look_again") as unit:
+        await unit.payments.look_again(claimed, after_s=after_s)
+        await unit.commit()
 
 
 async def _patience_s(deps: Deps, settled: Settled) -> float:
