@@ -92,14 +92,6 @@ class House:
                 f"UPDATE {table} SET {name} = {name} - INTERVAL '31 s' WHERE ctid = ANY(ARRAY({free}))",
             )
 
-    async def let_holds_pass(self, booking_ids: list[str]) -> None:
-        """Their time to pay is over."""
-        named = ", ".join(f"'{booking_id}'" for booking_id in booking_ids)
-        await run_sql(
-            self.database,
-            f"UPDATE bookings SET hold_until = clock_timestamp() - INTERVAL '1 s' WHERE id IN ({named})",
-        )
-
     async def until_quiet(self) -> None:
         """Nothing waits to be told, settled or refunded. Raises: TimeoutError with what still does."""
         deadline_s = time.monotonic() + PATIENCE_S
@@ -111,6 +103,16 @@ class House:
                 if time.monotonic() > deadline_s:
                     raise
             await self.bring_forward()
+
+
+async def let_holds_pass(database: Database, booking_ids: list[str]) -> None:
+    """Their time to pay is over. May repeat."""
+    named = ", ".join(f"'{booking_id}'" for booking_id in booking_ids)
+    await run_sql(
+        database,
+        f"UPDATE bookings SET hold_until = clock_timestamp() - INTERVAL '1 s' "
+        f"WHERE id IN ({named}) AND hold_until > clock_timestamp()",
+    )
 
 
 async def until_true(

@@ -24,7 +24,7 @@ from tests.faults.buyers import OverHttp, RecordedBuyer
 from tests.faults.checker import Evidence, assert_healthy
 from tests.faults.fork_server import Child, ForkServer
 from tests.faults.history import History
-from tests.faults.house import House, insist, running_house, until_true
+from tests.faults.house import House, insist, let_holds_pass, running_house, until_true
 from tests.faults.reading import ledger_of, opening_of, read_final
 from tests.story.world import raw
 
@@ -128,7 +128,7 @@ async def _lose_the_answer(case: Case) -> None:
 
 
 async def _expire(case: Case) -> None:
-    await case.house.let_holds_pass([case.booking_id])
+    await let_holds_pass(case.house.database, [case.booking_id])
     await case.until_status(lambda status: status == "EXPIRED")
 
 

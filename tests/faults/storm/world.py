@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 from sqlalchemy import make_url
@@ -112,8 +113,8 @@ class World:
 
 
 @asynccontextmanager
-async def running_world(folder: Path) -> AsyncIterator[World]:
-    """All of it, until the block ends."""
+async def running_world(folder: Path, **facts: Any) -> AsyncIterator[World]:
+    """All of it, until the block ends. `facts` are settings of every process."""
     async with AsyncExitStack() as stack:
         postgres = stack.enter_context(running_postgres(is_durable=True))
         valkey = stack.enter_context(running_valkey())
@@ -126,11 +127,15 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
         processor_url = await stack.enter_async_context(running_sandbox("127.0.0.1", 0))
         to_postgres = await stack.enter_async_context(running_proxy(postgres.port))
         to_valkey = await stack.enter_async_context(running_proxy(valkey.port))
-        direct = SETTINGS | {
-            "database_url": database_url,
-            "redis_url": valkey.url,
-            "stripe_api_base": processor_url,
-        }
+        direct = (
+            SETTINGS
+            | facts
+            | {
+                "database_url": database_url,
+                "redis_url": valkey.url,
+                "stripe_api_base": processor_url,
+            }
+        )
         proxied = direct | {
             "database_url": make_url(database_url)
             .set(port=to_postgres.port)
