@@ -12,7 +12,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.crowd import Crowd, Rush, Seen, crowd
 from bench.plot import bars
@@ -129,7 +129,7 @@ def measured(options: argparse.Namespace, *, concerts: int) -> dict[str, list[Ro
     with open_shop() as shop, crowd() as people:
         url = shop.database(TEMPLATE)
         tickets = asyncio.run(seed(url, concerts=concerts, buyers=options.buyers))
-        sellers = opened(shop, options.only or tuple(EVERYBODY), tickets, template=TEMPLATE)
+        sellers = opened(shop, options.only, tickets, template=TEMPLATE)
         turns = Turns(shop, people, options, {})
         rounds: dict[str, list[Round]] = {seller.name: [] for seller in sellers}
         for number in range(options.rounds + 1):
@@ -156,7 +156,6 @@ def table_of(name: str, rounds: dict[str, list[Round]]) -> Table:
         COLUMNS,
         tuple(rows),
         (note,),
-        _aims(middles),
         picture=bars(
             {seller: each.per_s for seller, each in middles.items()},
             unit="bookings/s",
@@ -186,8 +185,9 @@ def _middle(rounds: Sequence[Round]) -> Round:
     )
 
 
-def _aims(middles: dict[str, Round]) -> tuple[str, ...]:
-    """Which of ours are met, those that can be told."""
+def aims_of(rounds: dict[str, list[Round]]) -> tuple[str, ...]:
+    """Which aims of ours for one hot concert are met, those that can be told."""
+    middles = {seller: _middle(them) for seller, them in rounds.items()}
     ours = middles.get(FRONTROW_NAME)
     if ours is None:
         return ()
@@ -234,24 +234,25 @@ def _row(seller: str, middles: dict[str, Round]) -> tuple[str, ...]:
     )
 
 
-def options_of(text: str | None) -> argparse.ArgumentParser:
-    """What this measurement and the one over many concerts may be told."""
-    parser = arguments(text, seconds=3.0, rounds=3)
+def options_of(text: str | None, *, sellers: Sequence[str]) -> argparse.ArgumentParser:
+    """What this measurement and the one over many concerts may be told. `sellers` take part unless others are named."""
+    parser = arguments(text, seconds=2.0, rounds=3)
     parser.add_argument(
         "--warm-up", type=float, default=0.5, help="before it, seconds (default: %(default)s)"
     )
     parser.add_argument("--connections", type=int, default=CONNECTIONS, help="(default: %(default)s)")
     parser.add_argument("--buyers", type=int, default=100_000, help="signed in at each of ours")
     parser.add_argument(
-        "--only", action="append", choices=tuple(EVERYBODY), help="may be given several times"
+        "--only", nargs="+", default=tuple(sellers), choices=tuple(EVERYBODY), help="who takes part"
     )
     return parser
 
 
 def main() -> None:
     """Print the table."""
-    options = options_of(__doc__).parse_args()
-    publish(table_of("hot-sale", measured(options, concerts=1)), options)
+    options = options_of(__doc__, sellers=tuple(EVERYBODY)).parse_args()
+    rounds = measured(options, concerts=1)
+    publish(replace(table_of("hot-sale", rounds), aims=aims_of(rounds)), options)
 
 
 if __name__ == "__main__":
