@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
-from domain.base import DatabaseAway, DomainError, Overloaded
+from domain.base import DatabaseAway, Overloaded
 from infra.db.turns import overloaded
 
 Q = TypeVar("Q")
 R = TypeVar("R")
-Commit = Callable[[Sequence[Q]], Awaitable[Sequence[R | DomainError]]]
+Commit = Callable[[Sequence[Q]], Awaitable[Sequence[R | Exception]]]
 
 
 @dataclass(slots=True, eq=False)

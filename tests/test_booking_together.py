@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -11,7 +12,7 @@ from sqlalchemy import select
 from domain.base import BookingId, ConcertId, DomainError, NotFound, TicketTypeId
 from domain.booking import Booking, Quantity, Sale, SoldOut, TicketLimit
 from domain.events import Event
-from domain.ports import Deps
+from domain.ports import Deps, WriteUnit
 from domain.use_cases.booking import BookConcert, book_concert
 from infra.db.tables import booking_events, buyers, idempotency_keys, outbox
 from infra.db.unit import Database
@@ -241,6 +242,26 @@ async def test_a_batch_that_fails_is_done_one_by_one(shop: Shop) -> None:
     assert all(isinstance(each, Booking) for each in outcomes)
     assert await shop.seats(sale.concert_id) == (6, 4, 0)
     assert [who for who, _ in await history(shop, sale.concert_id)] == ["zoe", "ada", "bob", "cleo"]
+
+
+async def test_a_repetition_that_fails_books_nobody_again(shop: Shop) -> None:
+    """The first ones are committed by then: only who repeated a key hears of the failure."""
+    sale = await shop.open_sale()
+    transactions = 0
+
+    @asynccontextmanager
+    async def write(name: str, /, *, module: str = "booking") -> AsyncIterator[WriteUnit]:
+        nonlocal transactions
+        transactions += name == "book"
+        if transactions == 3:
+            raise RuntimeError("broken")
+        async with shop.database.write(name, module=module) as unit:
+            yield unit
+
+    shop.deps = replace(shop.deps, write=write)
+    with pytest.raises(RuntimeError, match="broken"):
+        await all_at_once(shop, sale, [Wish("zoe"), Wish("bob"), Wish("ada", key="k"), Wish("ada", key="k")])
+    assert await shop.seats(sale.concert_id) == (7, 3, 0)
 
 
 async def test_a_key_that_another_process_used_meanwhile_is_heard_of(shop: Shop) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
-from domain.base import DomainError, SessionId
+from domain.base import SessionId
 from domain.user import Viewer
 
 Q = TypeVar("Q")
@@ -74,13 +74,14 @@ class GroupCommit(Protocol):
     """Requests for the same lock share a transaction instead of waiting for each other."""
 
     async def __call__(
-        self, lane: str, request: Q, commit: Callable[[Sequence[Q]], Awaitable[Sequence[R | DomainError]]], /
+        self, lane: str, request: Q, commit: Callable[[Sequence[Q]], Awaitable[Sequence[R | Exception]]], /
     ) -> R:
         """The request's own outcome, once it is committed.
 
         `commit` takes requests of one lane, in the order they came, and has an outcome for each. It runs once at a
         time per lane and process; who comes meanwhile waits for the next. Nobody waits where nothing is in flight.
-        Where it raises, each of them is done alone; but not after DatabaseAway or Overloaded, which are for all.
+        Where it raises, nothing is committed, and each of them is done alone; but not after DatabaseAway or
+        Overloaded, which are for all.
         Concurrency: who is cancelled while waiting takes its request along; once in flight it is carried out.
         Raises: the outcome that is an error; Overloaded at once where too many wait.
         """

@@ -70,9 +70,7 @@ async def book_concert(deps: Deps, viewer: Viewer, command: BookConcert) -> Book
     return await deps.together(command.concert_id, wish, partial(_book, deps, command.concert_id))
 
 
-async def _book(
-    deps: Deps, concert_id: ConcertId, wishes: Sequence[_Wish]
-) -> Sequence[Booking | DomainError]:
+async def _book(deps: Deps, concert_id: ConcertId, wishes: Sequence[_Wish]) -> Sequence[Booking | Exception]:
     """The outcome of each; who repeats another's key hears of that one's outcome, once it is committed."""
     known = set()
     firsts: list[int] = []
@@ -82,13 +80,13 @@ async def _book(
         (repeats if is_repeat else firsts).append(position)
         if wish.scope is not None:
             known.add(wish.scope.identity)
-    outcomes = dict(
+    outcomes: dict[int, Booking | Exception] = dict(
         zip(firsts, await _book_at_once(deps, concert_id, [wishes[p] for p in firsts]), strict=True)
     )
     if repeats:
         try:
             answers = await _book(deps, concert_id, [wishes[p] for p in repeats])
-        except DomainError as failure:  # the others' outcomes are committed
+        except Exception as failure:  # whatever it is: the others are committed, and must not be done again
             answers = [failure] * len(repeats)
         outcomes |= zip(repeats, answers, strict=True)
     return [outcomes[position] for position in range(len(wishes))]
@@ -102,26 +100,29 @@ async def _book_at_once(
     Concurrency: the sale's lock comes first, and everything is decided on what is committed then. The keys are the
     last locks, so that only the same person's same key waits for one.
     """
-    scopes = [wish.scope for wish in wishes]
     for _ in range(OVERTAKEN_MAX):
         async with deps.write("book") as unit:
-            sale = await unit.sales.lock(concert_id)
-
-            async def act(
-                positions: Sequence[int], unit: WriteUnit = unit, sale: Sale | None = sale
-            ) -> Sequence[Booking | DomainError]:
-                return await _hold(deps, unit, sale, [wishes[position] for position in positions])
-
-            outcomes = await once_each(
-                unit,
-                scopes,
-                act=act,
-                reference=lambda booking: booking.id,
-                replay=partial(as_they_are_now, unit),
-            )
+            outcomes = await _booked(deps, unit, concert_id, wishes)
             if outcomes is not None:
                 return outcomes
     raise InProgress
+
+
+async def _booked(
+    deps: Deps, unit: WriteUnit, concert_id: ConcertId, wishes: Sequence[_Wish]
+) -> Sequence[Booking | DomainError] | None:
+    sale = await unit.sales.lock(concert_id)
+
+    async def act(positions: Sequence[int]) -> Sequence[Booking | DomainError]:
+        return await _hold(deps, unit, sale, [wishes[position] for position in positions])
+
+    return await once_each(
+        unit,
+        [wish.scope for wish in wishes],
+        act=act,
+        reference=lambda booking: booking.id,
+        replay=partial(as_they_are_now, unit),
+    )
 
 
 async def _hold(
