@@ -101,7 +101,9 @@ class Scene:
 
     async def lease_is_over(self) -> None:
         """Of whatever dead workers had in hand."""
-        due = "UPDATE outbox SET due_at = due_at - INTERVAL '31 s' WHERE worker IS NOT NULL"
+        # Not of what the living are about to delete: two who lock many rows in different orders may never end.
+        held = "SELECT id FROM outbox WHERE worker IS NOT NULL ORDER BY id FOR UPDATE SKIP LOCKED"
+        due = f"UPDATE outbox SET due_at = due_at - INTERVAL '31 s' WHERE id IN ({held})"
         await run_sql(self.database, due)
 
     async def has_settled(self) -> bool:

@@ -125,6 +125,7 @@ async def test_a_black_hole_before_the_database_is_told_as_retryable(
     async with world_behind(postgres_database_url, redis_url, worker="off") as (world, to_database, _):
         concert = await world.admin.register()
         buyer = await world.api.new_buyer()
+        await buyer.ask("{ viewer { id } }")  # who asks is remembered for a moment, and not what is asked for
         to_database.swallow()
         waiting = asyncio.create_task(buyer.post("{ __typename }"))
         asking = asyncio.create_task(_errors_of(buyer, concert, key="once"))
