@@ -7,9 +7,9 @@ with everybody who came meanwhile in the next commit, the lock no longer is what
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar, cast
 
 from domain.base import DatabaseAway, Overloaded
@@ -59,21 +59,20 @@ class SharedCommits:
         """How many wait for a commit to end."""
         return self._waiting
 
-    @contextmanager
-    def place(self, lane: str) -> Iterator[None]:
-        """For somebody on the way to the lane, until it is answered. Raises: Overloaded where there is none.
+    def take_place(self, lane: str) -> Callable[[], None]:
+        """A place for somebody on the way to the lane, until what is returned is called.
 
-        Where as many are on the way as may wait, one more is refused before it has cost anything.
+        Where as many are on the way as may wait, one more is refused before it has cost anything. Raises: Overloaded.
         """
         if self._places[lane] > self._waiting_max:
             raise overloaded(self._waited_s)
         self._places[lane] += 1
-        try:
-            yield
-        finally:
-            self._places[lane] -= 1
-            if self._places[lane] == 0:
-                del self._places[lane]
+        return partial(self._leave, lane)
+
+    def _leave(self, lane: str) -> None:
+        self._places[lane] -= 1
+        if self._places[lane] == 0:
+            del self._places[lane]
 
     async def __call__(self, lane: str, request: Q, commit: Commit[Q, R], /) -> R:
         """As the port says."""

@@ -210,11 +210,14 @@ async def test_no_more_wait_than_may() -> None:
 async def test_no_more_are_on_the_way_than_may_wait() -> None:
     """One more has no place, in this lane only; a place is free again as soon as somebody is answered."""
     commits = SharedCommits(batch_max=100, waiting_max=2)
-    with commits.place("c1"), commits.place("c1"):
-        with commits.place("c1"), pytest.raises(Overloaded), commits.place("c1"):
-            raise AssertionError("nobody is let in here")
-        with commits.place("c1"), commits.place("c2"):
-            pass
+    leaves = [commits.take_place("c1") for _ in range(3)]
+    with pytest.raises(Overloaded):
+        commits.take_place("c1")
+    leaves.append(commits.take_place("c2"))
+    leaves.pop(0)()
+    leaves.append(commits.take_place("c1"))
+    for leave in leaves:
+        leave()
     assert not commits._places
 
 

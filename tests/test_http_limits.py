@@ -138,7 +138,7 @@ async def test_beyond_the_limit_in_flight_is_overloaded_at_once() -> None:
         assert (await post(client, HELLO)).json() == {"data": {"hello": "hello world"}}
 
 
-async def test_a_rush_is_refused_before_it_is_read() -> None:
+async def test_a_rush_is_refused_before_it_is_begun() -> None:
     """Of twenty who come in one moment some are begun; the others hear OVERLOADED at once, and when to come back."""
     async with toy(max_not_begun=3) as (client, _):
         responses = await asyncio.gather(*(post(client, HELLO) for _ in range(20)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -171,28 +172,51 @@ async def test_two_requests_are_begun_in_each_turn_of_the_loop() -> None:
             tasks.create_task(come(str(number)))
         tasks.create_task(go_on())
     assert [name for name in seen if name != "-"] == [str(number) for number in range(7)]
-    assert all("-" in seen[seen.index(a) : seen.index(b)] for a, b in (("2", "3"), ("4", "5")))
-    assert all("-" not in seen[seen.index(a) : seen.index(b)] for a, b in (("1", "2"), ("3", "4")))
+    assert all("-" in seen[seen.index(a) : seen.index(b)] for a, b in (("1", "2"), ("3", "4")))
+    assert all(
+        "-" not in seen[seen.index(a) : seen.index(b)] for a, b in (("0", "1"), ("2", "3"), ("4", "5"))
+    )
     await asyncio.wait_for(turnstile.passed(), 1)
 
 
 async def test_who_goes_away_at_the_turnstile_holds_up_nobody() -> None:
     """Its turn is the next one's."""
     turnstile = Turnstile(waiting_max=3)
-    await turnstile.passed()
-    tasks = [asyncio.create_task(turnstile.passed()) for _ in range(3)]
+    tasks = [asyncio.create_task(turnstile.passed()) for _ in range(5)]
     await asyncio.sleep(0)
-    tasks[1].cancel()
+    tasks[3].cancel()
     await asyncio.wait_for(asyncio.wait(tasks), 1)
-    assert [task.cancelled() for task in tasks] == [False, True, False]
+    assert [task.cancelled() for task in tasks] == [False, False, False, True, False]
 
 
 async def test_no_more_wait_at_the_turnstile_than_may() -> None:
     """One more is refused at once, and there is room again as soon as somebody has passed."""
     turnstile = Turnstile(waiting_max=2)
-    tasks = [asyncio.create_task(turnstile.passed()) for _ in range(5)]
+    tasks = [asyncio.create_task(turnstile.passed()) for _ in range(6)]
     told = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 1)
-    assert told[:3] == [None, None, None]
-    assert [type(refusal) for refusal in told[3:]] == [Overloaded, Overloaded]
-    assert all(isinstance(each, Overloaded) and (each.retry_after_ms or 0) >= 1_000 for each in told[3:])
+    assert told[:4] == [None] * 4
+    assert [type(refusal) for refusal in told[4:]] == [Overloaded, Overloaded]
+    assert all(isinstance(each, Overloaded) and (each.retry_after_ms or 0) >= 1_000 for each in told[4:])
     await asyncio.wait_for(turnstile.passed(), 1)
+
+
+async def test_who_is_told_no_waits_for_nobody_who_is_begun() -> None:
+    """Eight of them pass in each turn, however many wait to be begun, and two of those."""
+    turnstile, seen = Turnstile(waiting_max=100), list[str]()
+
+    async def come(name: str, turn: Callable[[], Awaitable[None]]) -> None:
+        await turn()
+        seen.append(name)
+
+    async def go_on() -> None:
+        while sum(name != "-" for name in seen) < 6 + 16:
+            seen.append("-")
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(6):
+            tasks.create_task(come("b", turnstile.passed))
+        for _ in range(16):
+            tasks.create_task(come("n", turnstile.refused))
+        tasks.create_task(go_on())
+    assert "".join(seen).replace("-", " ").split() == ["bb" + "n" * 8, "bb" + "n" * 8, "bb"]

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 
 import structlog
@@ -20,7 +20,6 @@ from domain.payment import GatewayError
 from domain.use_cases.settlement import hear_webhook
 from domain.use_cases.user import authenticate
 from infra.app.composition import Frontrow, composed
-from infra.db.engine import Pool
 from infra.failpoints import Failpoints
 from infra.graphql_app import GraphQLApp, Limits
 from infra.graphql_app.operations import Variables
@@ -100,8 +99,8 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
         metrics=frontrow.metrics,
         rooms={
             "bookConcert": partial(_place_to_book, frontrow),
-            "cancelBooking": lambda _: _checked(frontrow.database.writers),
-            "payBooking": lambda _: _checked(frontrow.database.payers),
+            "cancelBooking": lambda *_: frontrow.database.writers.check_room(),
+            "payBooking": lambda *_: frontrow.database.payers.check_room(),
         },
         shared=SHARED,
         limits=Limits(
@@ -120,23 +119,14 @@ def _graphql(frontrow: Frontrow) -> GraphQLApp:
     )
 
 
-@contextmanager
-def _checked(pool: Pool) -> Iterator[None]:
-    pool.check_room()
-    yield
-
-
-@contextmanager
-def _place_to_book(frontrow: Frontrow, variables: Variables) -> Iterator[None]:
+def _place_to_book(frontrow: Frontrow, variables: Variables, places: ExitStack) -> None:
     """Raises: Overloaded. Where the concert stands in no variable, that is found out later, at a higher price."""
     frontrow.database.writers.check_room()
-    with ExitStack() as places:
-        for given in variables.values():
-            text = given.get("concertId") if isinstance(given, dict) else None
-            if isinstance(text, str):
-                with suppress(BadUserInput):
-                    places.enter_context(frontrow.commits.place(decode_id(text)[1]))
-        yield
+    for given in variables.values():
+        text = given.get("concertId") if isinstance(given, dict) else None
+        if isinstance(text, str):
+            with suppress(BadUserInput):
+                places.callback(frontrow.commits.take_place(decode_id(text)[1]))
 
 
 def _web_origins(settings: Settings) -> list[str]:

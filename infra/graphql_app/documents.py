@@ -85,10 +85,20 @@ class Documents:
             self._checked.put(query, checked, chars=len(query))
         if checked.errors:
             raise InvalidDocument(checked.errors)
-        chosen = _choose(checked.document, request.operation_name)
-        name = chosen.name.value if chosen.name else None
-        is_shared = any(chosen is each for each in checked.shared)
-        return Operation(query, checked.document, chosen.operation, name, _only_field(chosen), is_shared)
+        operation = checked.operations.get(request.operation_name)
+        if operation is not None:
+            return operation
+        if request.operation_name is not None:
+            raise BadUserInput(f"Unknown operation named {request.operation_name!r}.")
+        raise BadUserInput("Name one of the document's operations in `operationName`.")
+
+    def known(self, request: OperationRequest) -> Operation | None:
+        """The operation of a document that was found valid before; that costs next to nothing."""
+        query = request.query
+        if query is None and request.persisted_hash is not None:
+            query = self._persisted.get(request.persisted_hash)
+        checked = None if query is None else self._checked.get(query)
+        return None if checked is None else checked.operations.get(request.operation_name)
 
     def _query(self, request: OperationRequest) -> str:
         if request.query is None:
@@ -111,27 +121,29 @@ class Documents:
         errors = errors or _Size(document).broken_limits(limits)
         for error in errors:
             error.extensions = {**(error.extensions or {}), "code": VALIDATION_FAILED}
-        shared = () if errors else tuple(shared_operations(document, self._schema, self._shared))
-        return _Checked(document, tuple(errors), shared)
+        if errors:
+            return _Checked(tuple(errors), {})
+        shared = tuple(shared_operations(document, self._schema, self._shared))
+        return _Checked((), _operations_of(query, document, shared))
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    document: DocumentNode
     errors: tuple[GraphQLError, ...]
-    shared: tuple[OperationDefinitionNode, ...]
+    # By name, and the only one of a document under None as well: GetOperation of the specification, section 6.1.
+    operations: Mapping[str | None, Operation]
 
 
-def _choose(document: DocumentNode, name: str | None) -> OperationDefinitionNode:
-    """GetOperation of the specification, section 6.1. Raises: BadUserInput."""
-    operations = [each for each in document.definitions if isinstance(each, OperationDefinitionNode)]
-    if name is not None:
-        operations = [each for each in operations if each.name is not None and each.name.value == name]
-        if not operations:
-            raise BadUserInput(f"Unknown operation named {name!r}.")
-    if len(operations) != 1:
-        raise BadUserInput("Name one of the document's operations in `operationName`.")
-    return operations[0]
+def _operations_of(
+    query: str, document: DocumentNode, shared: Collection[OperationDefinitionNode]
+) -> Mapping[str | None, Operation]:
+    found: dict[str | None, Operation] = {}
+    nodes = [each for each in document.definitions if isinstance(each, OperationDefinitionNode)]
+    for node in nodes:
+        name = node.name.value if node.name else None
+        is_shared = any(node is each for each in shared)
+        found[name] = Operation(query, document, node.operation, name, _only_field(node), is_shared)
+    return found | ({None: next(iter(found.values()))} if len(nodes) == 1 else {})
 
 
 def _only_field(operation: OperationDefinitionNode) -> str | None:

@@ -98,6 +98,13 @@ def code_of(formatted: FormattedError) -> str:
     return str(extensions["code"])
 
 
+def retry_after_ms_of(formatted: FormattedError) -> int:
+    """When to come back, units of milliseconds; a second where the error doesn't say."""
+    extensions = formatted["extensions"]
+    assert isinstance(extensions, dict)
+    return int(extensions.get("retryAfterMs", 1_000))
+
+
 def _verdict(error: Exception) -> tuple[str, str, int | None]:
     """Message, code and the time to wait."""
     cause = _cause(error)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Protocol
@@ -21,8 +21,9 @@ from infra.telemetry import Metrics
 
 Authenticate = Callable[[str], Awaitable[Viewer | None]]
 Variables = Mapping[str, object]
-# By mutation: a place for one more where it will wait, by its variables. Entering raises Overloaded where none is free.
-Rooms = Mapping[str, Callable[[Variables], AbstractContextManager[None]]]
+# By mutation: takes a place for one more where it will wait, by its variables, until the stack is closed.
+# Raises Overloaded where none is free.
+Rooms = Mapping[str, Callable[[Variables, ExitStack], None]]
 
 
 # How long a refusal is repeated, and how many different ones.
@@ -119,6 +120,10 @@ class Operations:
         except (DomainError, GraphQLError) as error:
             return self.refused([error], request_id=request_id)
 
+    def known(self, request: OperationRequest) -> Operation | None:
+        """The operation, where finding it costs next to nothing."""
+        return self._documents.known(request)
+
     def refused(self, errors: Sequence[Exception], *, request_id: str) -> Result:
         """The answer to what is not run, counted."""
         result = refusal(errors, request_id=request_id)
@@ -147,7 +152,7 @@ class Operations:
         room = self._rooms.get(operation.field or "")
         if room is not None and operation.kind is OperationType.MUTATION:
             try:
-                places.enter_context(room(request.variables or {}))
+                room(request.variables or {}, places)
             except Overloaded as refusal:
                 return refusal
         return None

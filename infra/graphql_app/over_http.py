@@ -20,6 +20,7 @@ from strawberry.http.ides import get_graphql_ide_html
 from domain.base import BadUserInput, Overloaded
 from infra.graphql_app.caller import Caller, client_of, request_id_of, token_of
 from infra.graphql_app.documents import Operation
+from infra.graphql_app.errors import retry_after_ms_of
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.media import JSON, RESPONSE_JSON, accepts_html, negotiate, parse_media_type
 from infra.graphql_app.operations import Operations, Result
@@ -52,63 +53,78 @@ class HttpEndpoint:
         """The response. Its X-Request-Id stands on every log line and in every error, too."""
         request_id = request_id_of(request)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
+            headers = {
+                "x-request-id": request_id,
+                "cache-control": "no-store",
+                "vary": "accept, authorization",
+            }
+            if _is_browser(request):
+                return HTMLResponse(self._graphiql, headers=headers)
+            media_type = negotiate(request.headers.getlist("accept"))
             try:
-                await self._turnstile.passed()
-            except Overloaded as refusal:
-                response: Response = self._no_room(request, request_id, refusal)
-            else:
-                if _is_browser(request):
-                    response = HTMLResponse(self._graphiql)
-                else:
-                    response = await self._answer(request, request_id)
-        response.headers["x-request-id"] = request_id
-        response.headers["cache-control"] = "no-store"
-        response.headers["vary"] = "accept, authorization"
-        return response
-
-    def _no_room(self, request: Request, request_id: str, refusal: Overloaded) -> Response:
-        """Nothing of the request is read: that costs the least."""
-        result = self._operations.refused([refusal], request_id=request_id)
-        media_type = negotiate(request.headers.getlist("accept")) or JSON
-        wait_s = ceil((refusal.retry_after_ms or 1) / 1_000)
-        return _response(result, media_type, status=503, headers={"retry-after": str(wait_s)})
-
-    async def _answer(self, request: Request, request_id: str) -> Response:
-        media_type = negotiate(request.headers.getlist("accept"))
-        try:
-            if media_type is None:
-                raise _Refused(406, f"There is {RESPONSE_JSON} and {JSON}: accept one of them.")
-            result = await self._result(request, request_id)
-        except _Refused as refused:
-            result = self._operations.refused([BadUserInput(refused.reason)], request_id=request_id)
-            return _response(result, media_type or JSON, status=refused.status, headers=refused.headers)
-        status = _status(result, media_type)
-        return _response(result, media_type, status=status, headers=_headers(result, status))
+                if media_type is None:
+                    raise _Refused(406, f"There is {RESPONSE_JSON} and {JSON}: accept one of them.")
+                result = await self._result(request, request_id)
+                status = _status(result, media_type)
+                headers |= _headers(result, status)
+            except _Refused as refused:
+                result = self._operations.refused([BadUserInput(refused.reason)], request_id=request_id)
+                status = refused.status
+                headers |= refused.headers
+            headers["content-type"] = f"{media_type or JSON}; charset=utf-8"
+            return Response(orjson.dumps(result.payload()), status, headers=headers)
 
     async def _result(self, request: Request, request_id: str) -> Result:
         """The answer to what could be read. Raises: _Refused."""
         asked = await self._read(request)
         try:
-            with self._operations.admitted(), ExitStack() as places:
-                operation = self._operations.find(asked, request_id=request_id)
-                if isinstance(operation, Operation):
-                    no_room = self._operations.take_place(operation, asked, places)
-                    if no_room is not None and request.method == "POST":
-                        caller = Caller(None, request_id, client_of(request), no_room)
-                        return await self._operations.refuse(operation, asked, caller)
-                async with asyncio.timeout(self._limits.request_timeout_s):
-                    viewer = await self._operations.viewer_of(token_of(request))
-                if isinstance(operation, Result):
-                    return operation
-                _check_kind(operation.kind, request.method)
-                caller = Caller(viewer, request_id, client_of(request))
-                return await self._operations.run(operation, asked, caller)
+            with ExitStack() as places:
+                known = self._operations.known(asked)
+                refusal = await self._no_room(request, known, asked, places, request_id)
+                if refusal is not None:
+                    return refusal
+                await self._turnstile.passed()
+                with self._operations.admitted():
+                    operation = self._operations.find(asked, request_id=request_id)
+                    if known is None:
+                        refusal = await self._no_room(request, operation, asked, places, request_id)
+                    return refusal or await self._run(request, operation, asked, request_id)
         except TimeoutError:
             return self._operations.refused([Overloaded()], request_id=request_id)
         except _Refused:
             raise
-        except Exception as error:  # the edge: the token could not be looked up
+        except Exception as error:  # the edge: no room, or the token could not be looked up
             return self._operations.refused([error], request_id=request_id)
+
+    async def _no_room(
+        self,
+        request: Request,
+        operation: Operation | Result | None,
+        asked: OperationRequest,
+        places: ExitStack,
+        request_id: str,
+    ) -> Result | None:
+        """The refusal where the operation would find no place; else it has one. Nobody asked who the caller is."""
+        if not isinstance(operation, Operation) or request.method != "POST":
+            return None
+        no_room = self._operations.take_place(operation, asked, places)
+        if no_room is None:
+            return None
+        await self._turnstile.refused()
+        caller = Caller(None, request_id, client_of(request), no_room)
+        return await self._operations.refuse(operation, asked, caller)
+
+    async def _run(
+        self, request: Request, operation: Operation | Result, asked: OperationRequest, request_id: str
+    ) -> Result:
+        """The answer to a request whose turn it is. Raises: _Refused, Unauthenticated, TimeoutError."""
+        async with asyncio.timeout(self._limits.request_timeout_s):
+            viewer = await self._operations.viewer_of(token_of(request))
+        if isinstance(operation, Result):
+            return operation
+        _check_kind(operation.kind, request.method)
+        caller = Caller(viewer, request_id, client_of(request))
+        return await self._operations.run(operation, asked, caller)
 
     async def _read(self, request: Request) -> OperationRequest:
         try:
@@ -191,9 +207,6 @@ def _status(result: Result, media_type: str) -> int:
 def _headers(result: Result, status: int) -> dict[str, str]:
     if status == 401:
         return {"www-authenticate": "Bearer"}
-    return {"retry-after": "1"} if status == 503 else {}
-
-
-def _response(result: Result, media_type: str, *, status: int, headers: dict[str, str]) -> Response:
-    content_type = {"content-type": f"{media_type}; charset=utf-8"}
-    return Response(orjson.dumps(result.payload()), status, headers=headers | content_type)
+    if status != 503:
+        return {}
+    return {"retry-after": str(ceil(retry_after_ms_of(result.errors[0]) / 1_000))}

@@ -7,13 +7,13 @@ from collections import deque
 from infra.db.turns import overloaded
 
 # In one turn of the event loop. A commit takes some fifteen turns, so a turn must stay short whatever comes. At three
-# times what can be done, two of three are refused.
+# times what can be done two of three are refused, and whoever doesn't wait as told comes more often still.
 BEGUN_PER_TURN = 2
-REFUSED_PER_TURN = 4
+REFUSED_PER_TURN = 8
 
 
 class Turnstile:
-    """Lets some through in each turn of the event loop, first come, first served.
+    """Lets some through in each turn of the event loop, first come, first served; who is told no has a gate of its own.
 
     Without it all requests that came together are begun in one turn, which takes as long as all of them: everything
     under way stands still meanwhile, most of all who holds a lock in the database and waits for its next answer.
@@ -23,42 +23,75 @@ class Turnstile:
 
     def __init__(self, *, waiting_max: int) -> None:
         self._waiting_max = waiting_max
-        self._is_free = True
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._refused: deque[asyncio.Future[None]] = deque()
+        self._begun = _Gate(BEGUN_PER_TURN)
+        self._refused = _Gate(REFUSED_PER_TURN)
+        self._is_turning = False
         self._waited_s = 0.0
 
     async def passed(self) -> None:
-        """It is the caller's turn. Raises: Overloaded where as many wait as may."""
-        loop = asyncio.get_running_loop()
-        if self._is_free:
-            self._is_free = False
-            loop.call_soon(self._next)
+        """It is the caller's turn to be begun. Raises: Overloaded where as many wait as may."""
+        if self._begun.is_open():
+            self._turn()
             return
-        turn = loop.create_future()
-        if len(self._waiting) >= self._waiting_max:
-            self._refused.append(turn)
-            await turn
+        if len(self._begun.waiting) >= self._waiting_max:
+            await self.refused()
             raise overloaded(self._waited_s)
         came_at_s = time.monotonic()
-        self._waiting.append(turn)
-        await turn
+        await self._begun.wait()
         self._waited_s = time.monotonic() - came_at_s
+
+    async def refused(self) -> None:
+        """It is the caller's turn to be told no."""
+        if self._refused.is_open():
+            self._turn()
+        else:
+            await self._refused.wait()
+
+    def _turn(self) -> None:
+        if not self._is_turning:
+            self._is_turning = True
+            asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
         """The event loop has turned."""
-        left = _let_through(self._waiting, BEGUN_PER_TURN)
-        _let_through(self._refused, REFUSED_PER_TURN)
-        self._is_free = left > 0 and not self._refused
-        if not self._is_free:
+        self._begun.let_through()
+        self._refused.let_through()
+        self._is_turning = self._begun.is_used or self._refused.is_used
+        if self._is_turning:
             asyncio.get_running_loop().call_soon(self._next)
 
 
-def _let_through(queue: deque[asyncio.Future[None]], number: int) -> int:
-    """The first so many go on; how many more could have."""
-    while queue and number > 0:
-        turn = queue.popleft()
-        if not turn.done():  # else its caller has left
-            turn.set_result(None)
-            number -= 1
-    return number
+class _Gate:
+    """So many may pass in each turn; the others wait."""
+
+    def __init__(self, per_turn: int) -> None:
+        self._per_turn = per_turn
+        self._left = per_turn
+        self.waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether somebody passed in this turn, so that fewer may than in the next."""
+        return self._left < self._per_turn
+
+    def is_open(self) -> bool:
+        """Pass, where one more may."""
+        if self._left == 0:
+            return False
+        self._left -= 1
+        return True
+
+    async def wait(self) -> None:
+        """Until it is the caller's turn."""
+        turn = asyncio.get_running_loop().create_future()
+        self.waiting.append(turn)
+        await turn
+
+    def let_through(self) -> None:
+        """It is a new turn, and who has waited longest passes first."""
+        self._left = self._per_turn
+        while self.waiting and self._left > 0:
+            turn = self.waiting.popleft()
+            if not turn.done():  # else its caller has left
+                turn.set_result(None)
+                self._left -= 1
