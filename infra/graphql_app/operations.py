@@ -215,18 +215,17 @@ class Operations:
     async def answers(
         self, operation: Operation, request: OperationRequest, caller: Caller
     ) -> AsyncGenerator[Result, None]:
-        """Every answer of an operation as it comes; a failure is the last. Raises only CancelledError."""
+        """Every answer of a subscription as it comes; a failure is the last. Raises only CancelledError."""
         try:
-            context = self._make_context(
-                viewer=caller.viewer,
-                request_id=caller.request_id,
-                client=caller.client,
-                refusal=caller.refusal,
-            )
-            async with aclosing(self._executed(operation, request, context)) as answers:
-                async for answer, is_refusal in answers:
-                    errors = tuple(format_errors(answer.errors or [], request_id=caller.request_id))
-                    yield Result(answer.data, errors, is_refusal, context.version)
+            context = self._context_for(caller)
+            stream = await self._begun(subscribe, operation, request, context)
+            if isinstance(stream, ExecutionResult):
+                yield _result(stream, caller, is_refusal=True)
+                return
+            assert isinstance(stream, AsyncGenerator), "a stream of answers can be closed"
+            async with aclosing(stream):
+                async for answer in stream:
+                    yield _result(answer, caller, is_refusal=_has_not_begun(answer), version=context.version)
         except Exception as error:  # the edge: masked as INTERNAL and logged
             yield refusal([error], request_id=caller.request_id)
 
@@ -234,16 +233,27 @@ class Operations:
         """One more operation of a client's has ended like this."""
         self._metrics.graphql_operations.labels(type=kind.value, code=code).inc()
 
-    async def _executed(
-        self, operation: Operation, request: OperationRequest, context: object
-    ) -> AsyncGenerator[tuple[ExecutionResult, bool], None]:
-        """What graphql-core answers, and whether it is a refusal.
+    def _context_for(self, caller: Caller) -> OperationContext:
+        return self._make_context(
+            viewer=caller.viewer,
+            request_id=caller.request_id,
+            client=caller.client,
+            refusal=caller.refusal,
+        )
+
+    async def _begun(
+        self,
+        run: Callable[..., object],
+        operation: Operation,
+        request: OperationRequest,
+        context: OperationContext,
+    ) -> object:
+        """What graphql-core's `execute` or `subscribe` answers.
 
         Not through `strawberry.Schema.stream`: its extensions, which do nothing here, and a second look at the document
         cost three times as much as a small operation itself.
         """
-        run = subscribe if operation.kind is OperationType.SUBSCRIPTION else execute
-        answers = run(
+        begun = run(
             self._schema._schema,
             operation.document,
             context_value=context,
@@ -251,16 +261,7 @@ class Operations:
             operation_name=operation.name,
             executor_class=self._schema.execution_context_class,
         )
-        if isawaitable(answers):
-            answers = await answers
-        if isinstance(answers, ExecutionResult):
-            has_not_begun = operation.kind is OperationType.SUBSCRIPTION or _has_not_begun(answers)
-            yield answers, has_not_begun
-            return
-        assert isinstance(answers, AsyncGenerator), "a stream of answers can be closed"
-        async with aclosing(answers):
-            async for answer in answers:
-                yield answer, _has_not_begun(answer)
+        return await begun if isawaitable(begun) else begun
 
     async def finish(self) -> None:
         """Wait for the mutations that nobody waits for any more, as long as a request may take."""
@@ -270,12 +271,21 @@ class Operations:
     async def _only_answer(self, operation: Operation, request: OperationRequest, caller: Caller) -> Result:
         code = "CANCELLED"
         try:
-            async with aclosing(self.answers(operation, request, caller)) as results:
-                result = await anext(results)
-                code = result.code
-                return result
+            answer = await self._begun(execute, operation, request, self._context_for(caller))
+            assert isinstance(answer, ExecutionResult), "nothing is answered in parts"
+            result = _result(answer, caller, is_refusal=_has_not_begun(answer))
+            code = result.code
+        except Exception as error:  # the edge: masked as INTERNAL and logged
+            result = refusal([error], request_id=caller.request_id)
+            code = result.code
         finally:
             self.count(operation.kind, code)
+        return result
+
+
+def _result(answer: ExecutionResult, caller: Caller, *, is_refusal: bool, version: int = 0) -> Result:
+    errors = tuple(format_errors(answer.errors or [], request_id=caller.request_id))
+    return Result(answer.data, errors, is_refusal, version)
 
 
 def _has_not_begun(answer: ExecutionResult) -> bool:
