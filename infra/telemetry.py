@@ -3,8 +3,6 @@
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
 
 import structlog
 from prometheus_client import (
@@ -88,95 +86,85 @@ def _renderers(settings: Settings) -> list[Processor]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
 class Metrics:
     """Every metric of one process, on its own registry: `metrics.breaker_transitions.labels(to="open").inc()`.
 
     Label values come from closed sets only (codes, states), never from what a client sent.
     """
 
-    registry: CollectorRegistry
-    http_requests: Histogram
-    graphql_operations: Counter
-    transactions: Histogram
-    bookings_per_commit: Histogram
-    waiting: Gauge
-    breaker_state: Enum
-    breaker_transitions: Counter
-    outbox_lag_s: Gauge
-    outbox_depth: Gauge
-    relay_failures: Counter
-    refunds_failed: Gauge
-    refunds_open: Gauge
-    bookings_to_cancel: Gauge
-    broken_promises: Gauge
-    promises_age_s: Gauge
-    sales_halted: Gauge
-    subscribers: Gauge
-    open_sockets: Gauge
-    event_stream_connected: Gauge
-    read_model_fallbacks: Counter
-
-    @classmethod
-    def build(cls) -> Self:
+    def __init__(self) -> None:
         """All metrics at zero, with the process's own memory, CPU and garbage collection beside them."""
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        new = _New(self.registry)
+        self._count_requests(new)
+        self._count_connections(new)
+        self._count_promises(new)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"frontrow_{name}", text, labels, registry=registry)
+    def _count_requests(self, new: "_New") -> None:
+        self.http_requests = new.histogram(
+            "http_request_seconds", "HTTP requests and how long they took.", "method", "status"
+        )
+        self.graphql_operations = new.counter(
+            "graphql_operations",
+            "GraphQL operations by type and code, OK or the first error.",
+            "type",
+            "code",
+        )
+        self.transactions = new.histogram(
+            "transaction_seconds",
+            "Transactions that may write, by name, and how long they were open.",
+            "name",
+        )
+        self.bookings_per_commit = new.histogram(
+            "bookings_per_commit", "Bookings that shared one commit.", buckets=SHARING_BUCKETS
+        )
+        self.waiting = new.gauge(
+            "waiting",
+            "Requests that wait for a database connection or for their turn to commit, by queue.",
+            "queue",
+        )
+        self.breaker_state = Enum(
+            "frontrow_breaker_state",
+            "The circuit breaker around the processor.",
+            states=["closed", "half-open", "open"],
+            registry=self.registry,
+        )
+        self.breaker_transitions = new.counter(
+            "breaker_transitions", "Changes of the breaker by new state.", "to"
+        )
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"frontrow_{name}", text, labels, registry=registry)
+    def _count_connections(self, new: "_New") -> None:
+        self.subscribers = new.gauge("subscribers", "Open subscriptions.")
+        self.open_sockets = new.gauge("open_sockets", "Open websockets.")
+        self.event_stream_connected = new.gauge(
+            "event_stream_connected", "1 while pub/sub is connected, 0 while it is not."
+        )
+        self.read_model_fallbacks = new.counter(
+            "read_model_fallbacks", "Reads that went to the database instead, by reason.", "reason"
+        )
 
-        def histogram(
-            name: str, text: str, *labels: str, buckets: Sequence[float] = DURATION_BUCKETS_S
-        ) -> Histogram:
-            return Histogram(f"frontrow_{name}", text, labels, buckets=buckets, registry=registry)
-
-        return cls(
-            registry=registry,
-            http_requests=histogram("http_request_seconds", "HTTP requests by time.", "method", "status"),
-            graphql_operations=counter(
-                "graphql_operations",
-                "GraphQL operations by type and code, OK or the first error.",
-                *("type", "code"),
-            ),
-            transactions=histogram(
-                "transaction_seconds", "Transactions that may write, by name, open for so long.", "name"
-            ),
-            bookings_per_commit=histogram(
-                "bookings_per_commit", "Bookings that shared a commit.", buckets=SHARING_BUCKETS
-            ),
-            waiting=gauge("waiting", "Requests that wait for a connection or a commit, by queue.", "queue"),
-            breaker_state=Enum(
-                "frontrow_breaker_state",
-                "The circuit breaker around the processor.",
-                states=["closed", "half-open", "open"],
-                registry=registry,
-            ),
-            breaker_transitions=counter("breaker_transitions", "Breaker's changes by new state.", "to"),
-            outbox_lag_s=gauge("outbox_lag_seconds", "Age of the oldest outbox row."),
-            outbox_depth=gauge("outbox_depth", "Outbox rows that wait."),
-            relay_failures=counter(
-                "relay_failures", "Reactions that failed and back off, by event.", "event"
-            ),
-            refunds_failed=gauge("refunds_failed", "Refunds that are REFUND_FAILED and need a person."),
-            refunds_open=gauge("refunds_open", "Refunds that are pending or failed."),
-            bookings_to_cancel=gauge("bookings_to_cancel", "Live bookings of cancelled concerts."),
-            broken_promises=gauge("broken_promises", "What breaks each promise, as last found.", "promise"),
-            promises_age_s=gauge("promises_age_seconds", "Since all promises were checked; +Inf: never."),
-            sales_halted=gauge("sales_halted", "Concerts that sell nothing because their stock is broken."),
-            subscribers=gauge("subscribers", "Open subscriptions."),
-            open_sockets=gauge("open_sockets", "Open websockets."),
-            event_stream_connected=gauge(
-                "event_stream_connected", "1 while pub/sub is connected, 0 while it is not."
-            ),
-            read_model_fallbacks=counter(
-                "read_model_fallbacks", "Reads that went to the database instead, by reason.", "reason"
-            ),
+    def _count_promises(self, new: "_New") -> None:
+        self.outbox_lag_s = new.gauge("outbox_lag_seconds", "Age of the oldest outbox row.")
+        self.outbox_depth = new.gauge("outbox_depth", "Outbox rows that wait.")
+        self.relay_failures = new.counter(
+            "relay_failures", "Reactions that failed and back off, by event.", "event"
+        )
+        self.refunds_failed = new.gauge("refunds_failed", "Refunds that are REFUND_FAILED and need a person.")
+        self.refunds_open = new.gauge("refunds_open", "Refunds that are pending or failed.")
+        self.bookings_to_cancel = new.gauge(
+            "bookings_to_cancel", "Bookings of cancelled concerts that are still to be cancelled."
+        )
+        self.broken_promises = new.gauge(
+            "broken_promises", "What breaks each promise, as it was last found.", "promise"
+        )
+        self.promises_age_s = new.gauge(
+            "promises_age_seconds", "Time since every promise had last been checked; +Inf: never yet."
+        )
+        self.sales_halted = new.gauge(
+            "sales_halted", "Concerts that sell nothing because their stock is broken."
         )
 
     def saw_http_request(self, method: str, status: int, *, duration_s: float) -> None:
@@ -191,3 +179,21 @@ class Metrics:
     def exposition(self) -> bytes:
         """What `/metrics` answers, in Prometheus' text format (`prometheus_client.CONTENT_TYPE_LATEST`)."""
         return generate_latest(self.registry)
+
+
+class _New:
+    """Makes metrics of Frontrow's on one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"frontrow_{name}", text, labels, registry=self._registry)
+
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"frontrow_{name}", text, labels, registry=self._registry)
+
+    def histogram(
+        self, name: str, text: str, *labels: str, buckets: Sequence[float] = DURATION_BUCKETS_S
+    ) -> Histogram:
+        return Histogram(f"frontrow_{name}", text, labels, buckets=buckets, registry=self._registry)

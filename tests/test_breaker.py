@@ -259,7 +259,7 @@ async def test_late_verdicts_say_nothing_about_the_present(late: Exception | Non
 
 async def test_a_burst_of_failures_opens_it_once() -> None:
     """Fifty parallel time-outs open it once; its time runs from there and then the trial decides."""
-    metrics = Metrics.build()
+    metrics = Metrics()
     clock = Clock()
     breaker = Breaker(clock=clock, listeners=[BreakerMetrics(metrics)])
     together = asyncio.Barrier(50)

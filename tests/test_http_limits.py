@@ -250,7 +250,7 @@ async def test_persisted_queries_take_only_so_much_room() -> None:
 
 async def test_operations_are_counted_by_type_and_code() -> None:
     """What never became an operation is counted too."""
-    metrics = Metrics.build()
+    metrics = Metrics()
     async with (
         serving(toy_app(Stage(), metrics=metrics)) as up,
         httpx.AsyncClient(base_url=up.http) as client,

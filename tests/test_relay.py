@@ -70,9 +70,7 @@ def a_relay(
     database: Database, react: Reaction, *, deps: Deps = NO_DEPS, metrics: Metrics | None = None
 ) -> Relay:
     """One lane for all kinds."""
-    return Relay(
-        deps, database.outbox, kinds=KINDS, worker="w", metrics=metrics or Metrics.build(), react=react
-    )
+    return Relay(deps, database.outbox, kinds=KINDS, worker="w", metrics=metrics or Metrics(), react=react)
 
 
 @asynccontextmanager
@@ -229,7 +227,7 @@ async def test_a_wake_keeps_no_relay_from_being_stopped(database: Database) -> N
 )
 async def test_a_failing_reaction_backs_off_alone(database: Database, error: Exception) -> None:
     """The others go on at once; it is tried again and again, counted, and told once it can be."""
-    metrics, told = Metrics.build(), Told(failing={"bad": error})
+    metrics, told = Metrics(), Told(failing={"bad": error})
     await put(database, "bad", *(f"good-{n}" for n in range(30)))
     async with relaying(a_relay(database, told, metrics=metrics)):
         good = [f"good-{n}" for n in range(30)]
@@ -273,7 +271,7 @@ async def test_what_the_database_did_not_hear_does_not_wait_for_its_lease(databa
         points.around_queue(database.outbox),
         kinds=KINDS,
         worker="w",
-        metrics=Metrics.build(),
+        metrics=Metrics(),
         lease_s=600,
         react=told,
     )

@@ -61,7 +61,7 @@ def test_a_traceback_shows_no_local_variables(env: str) -> None:
 
 def test_metrics_of_two_applications_are_apart() -> None:
     """Each has a registry of its own, so tests and processes don't share counts."""
-    one, other = Metrics.build(), Metrics.build()
+    one, other = Metrics(), Metrics()
     one.relay_failures.labels(event="SaleClosed").inc()
     one.breaker_state.state("open")
     assert b'frontrow_relay_failures_total{event="SaleClosed"} 1.0' in one.exposition()
@@ -71,7 +71,7 @@ def test_metrics_of_two_applications_are_apart() -> None:
 
 def test_an_invented_http_method_makes_no_new_series() -> None:
     """A client chooses the method; a series per invention would fill the memory."""
-    metrics = Metrics.build()
+    metrics = Metrics()
     metrics.saw_http_request("POST", 200, duration_s=0.003)
     metrics.saw_http_request("BREW", 405, duration_s=0.001)
     count = metrics.registry.get_sample_value

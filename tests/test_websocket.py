@@ -60,7 +60,7 @@ async def test_a_foreign_origin_is_refused_at_the_handshake() -> None:
 
 async def test_beyond_the_limit_of_sockets_one_is_told_to_come_back() -> None:
     """1013 at once; room again as soon as another has gone."""
-    metrics = Metrics.build()
+    metrics = Metrics()
     async with toy_server(metrics=metrics, max_sockets=1) as up:
         async with acknowledged(up):
             assert open_sockets(metrics) == 1
@@ -220,7 +220,7 @@ async def test_a_message_beyond_the_limit_closes_the_socket() -> None:
 async def test_a_stream_runs_until_it_completes() -> None:
     """Every value in a message of its own, then `complete`; the id can be used again."""
     stage = Stage()
-    metrics = Metrics.build()
+    metrics = Metrics()
     async with toy_server(stage, metrics) as up, acknowledged(up) as ws:
         for _ in range(2):
             await subscribe(ws, "1", TICKS)

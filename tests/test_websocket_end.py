@@ -102,7 +102,7 @@ async def test_a_database_that_cannot_be_asked_closes_nothing() -> None:
 # ---------------------------------------------------------------- slow clients and shutdown
 async def test_a_client_that_does_not_read_is_given_up() -> None:
     """Its stream is asked for no more than small buffers hold, others go on, and it finds 4410 at the end."""
-    stage, metrics, size = Stage(), Metrics.build(), 50_000
+    stage, metrics, size = Stage(), Metrics(), 50_000
     async with (
         toy_server(stage, metrics, send_timeout_s=0.5) as up,
         acknowledged(up) as reading,
@@ -124,7 +124,7 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
 
 async def test_what_a_client_never_takes_is_thrown_away() -> None:
     """A closed connection whose peer neither reads nor leaves is cut off: no buffer of it stays behind."""
-    stage, metrics = Stage(), Metrics.build()
+    stage, metrics = Stage(), Metrics()
     app = toy_app(stage, Limits(send_timeout_s=0.1), metrics)
     async with (
         serving(app, ws=QuickProtocol) as up,
@@ -141,7 +141,7 @@ async def test_what_a_client_never_takes_is_thrown_away() -> None:
 
 async def test_a_client_that_answers_no_pings_is_cut_off() -> None:
     """Nothing waits for it to read what it never will: the socket and its streams end with the connection."""
-    stage, metrics = Stage(), Metrics.build()
+    stage, metrics = Stage(), Metrics()
     app = toy_app(stage, Limits(send_timeout_s=60), metrics)
     async with serving(app, ping_s=0.1) as up, deaf_client(up.http) as deaf:
         await deaf.subscribe("1", FLOOD, s=50_000)

@@ -57,7 +57,7 @@ def count_of(operation_id: str, version: int) -> Json:
 # ---------------------------------------------------------------- what is shared
 async def test_a_change_is_executed_once_for_all_who_ask_alike() -> None:
     """Thirty sockets, one stream, one execution for each change; every socket is told both."""
-    stage, metrics = Stage(), Metrics.build()
+    stage, metrics = Stage(), Metrics()
     async with toy_server(stage, metrics) as up, watching(up, 30) as sockets:
         assert metrics.registry.get_sample_value("frontrow_subscribers") == 30
         shown = stage.board.shown
@@ -189,7 +189,7 @@ async def test_a_late_joiner_is_told_the_state_of_now() -> None:
 
 async def test_one_leaves_and_the_others_stay() -> None:
     """By `complete`, by closing and by being cut off; the id is free at once, the last one ends the stream."""
-    stage, metrics = Stage(), Metrics.build()
+    stage, metrics = Stage(), Metrics()
     async with toy_server(stage, metrics) as up:
         async with watching(up, 4) as (completing, closing, cut, staying):
             await send(completing, {"type": "complete", "id": "1"})
@@ -224,7 +224,7 @@ async def test_a_shared_stream_counts_among_the_operations_of_its_socket() -> No
 
 async def test_each_clients_operation_is_counted_when_it_ends() -> None:
     """With its code, however few executions there were."""
-    stage, metrics = Stage(), Metrics.build()
+    stage, metrics = Stage(), Metrics()
 
     def ended(code: str) -> float | None:
         labels = {"type": "subscription", "code": code}

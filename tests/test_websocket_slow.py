@@ -72,7 +72,7 @@ async def test_a_slow_reader_of_several_streams_waits_with_one_message_each() ->
 
 async def test_a_reader_of_a_shared_stream_who_does_not_read_is_given_up() -> None:
     """4410 after its time, with what fitted into small buffers; another one is told all along."""
-    stage, metrics, size = Stage(), Metrics.build(), 20_000
+    stage, metrics, size = Stage(), Metrics(), 20_000
     app = toy_app(stage, Limits(shared_updates_per_s=1_000, send_timeout_s=0.5), metrics)
     payload = {"query": BIG, "variables": {"s": size}}
     async with serving(app) as up, watching(up, payload) as quick, deaf_client(up.http) as deaf:
@@ -94,7 +94,7 @@ async def test_a_reader_of_a_shared_stream_who_does_not_read_is_given_up() -> No
 
 async def test_a_slow_reader_who_reads_in_time_is_not_given_up() -> None:
     """The time begins anew whenever it has taken something."""
-    stage, metrics, size = Stage(), Metrics.build(), 20_000
+    stage, metrics, size = Stage(), Metrics(), 20_000
     app = toy_app(stage, Limits(shared_updates_per_s=1_000, send_timeout_s=0.6), metrics)
     async with serving(app) as up, deaf_client(up.http) as deaf:
         await deaf.subscribe("1", BIG, s=size)

@@ -51,7 +51,7 @@ async def working(shop: Shop, *, throttle: Throttle | None = None) -> AsyncItera
         read_model=model,
         source=WriteSideSource(shop.database),
         name="w",
-        metrics=Metrics.build(),
+        metrics=Metrics(),
         throttle=throttle or Throttle(max_in_flight=10, per_s=1_000),
         verifier=Verifier(deps, PromiseChecks(shop.database), worker="w", slice_rows=100, pause_s=0.1),
     )

@@ -306,7 +306,7 @@ def toy_app(stage: Stage, limits: Limits | None = None, metrics: Metrics | None 
         make_context=make_context,
         authenticate=stage.authenticate,
         sessions_alive=stage.sessions_alive,
-        metrics=metrics or Metrics.build(),
+        metrics=metrics or Metrics(),
         shared={"count"},
         limits=limits or Limits(),
     )

@@ -111,7 +111,7 @@ async def composed(
     With `failpoints` every door passes them. Raises: AssertionError for those in production.
     """
     assert failpoints is None or not settings.is_production, "nothing may be made to fail in production"
-    metrics = Metrics.build()
+    metrics = Metrics()
     async with AsyncExitStack() as stack:
         read_model = await _read_model(settings, stack)
         fresh = FreshReadModel(read_model, metrics)

@@ -235,7 +235,7 @@ async def running_stage(
         )
         deps = failpoints.around(real)
         deps = replace(deps, write=parts.doors(deps.write), live=parts.live(deps.live))
-        relay = Relay(deps, parts.queue(database), kinds=EVENTS, worker="stage", metrics=Metrics.build())
+        relay = Relay(deps, parts.queue(database), kinds=EVENTS, worker="stage", metrics=Metrics())
         yield Stage(
             parts,
             shop,
