@@ -30,24 +30,16 @@ class SqlIdempotencyStore:
         Concurrency: waits for a parallel claim of the same key to commit or roll back, hence a claim without
         an outcome is never seen. Raises: InProgress where that takes too long.
         """
-        row = {
-            "user_id": scope.user_id,
-            "mutation": scope.mutation,
-            "key": scope.key,
-            "arguments_hash": scope.arguments_hash,
-            "reference": None,
-            "refusal": None,
-        }
         try:
-            claimed = await self._statements.change(self._claim(), row)
+            claimed = await self._statements.change(self._claim(), _row(scope, _outcome(None, None)))
         except LockTimeout as error:
             raise InProgress from error
-        return None if claimed else await self._stored(scope)
+        return None if claimed else await self._look_up(scope)
 
     async def find(self, scope: KeyScope) -> StoredOutcome | None:
         """What the key led to before, without claiming it."""
         kept_from = self._statements.clock(plus_s=-KEPT_S)
-        return await self._stored(scope, idempotency_keys.c.claimed_at > kept_from)
+        return await self._look_up(scope, idempotency_keys.c.claimed_at > kept_from)
 
     async def find_each(self, scopes: Sequence[KeyScope | None]) -> list[StoredOutcome | None]:
         """What each of these keys of one mutation led to before, if it was used; None for None."""
@@ -77,14 +69,7 @@ class SqlIdempotencyStore:
         if not outcomes:
             return True
         rows = [
-            {
-                "user_id": outcome.scope.user_id,
-                "mutation": outcome.scope.mutation,
-                "key": outcome.scope.key,
-                "arguments_hash": outcome.scope.arguments_hash,
-                "reference": outcome.reference,
-                "refusal": None if outcome.refusal is None else encode_refusal(outcome.refusal),
-            }
+            _row(outcome.scope, _outcome(outcome.reference, outcome.refusal))
             for outcome in sorted(outcomes, key=lambda outcome: outcome.scope.identity)
         ]
         try:
@@ -97,10 +82,7 @@ class SqlIdempotencyStore:
         self, scope: KeyScope, *, reference: str | None = None, refusal: DomainError | None = None
     ) -> None:
         """Keep the outcome of a claimed key."""
-        outcome = {
-            "reference": reference,
-            "refusal": None if refusal is None else encode_refusal(refusal),
-        }
+        outcome = _outcome(reference, refusal)
         changed = await self._statements.change(update(idempotency_keys).where(*_is(scope)), outcome)
         assert changed == 1, "the key was claimed before"
 
@@ -122,7 +104,7 @@ class SqlIdempotencyStore:
         )
         return len(reaped)
 
-    async def _stored(self, scope: KeyScope, *where: ColumnElement[bool]) -> StoredOutcome | None:
+    async def _look_up(self, scope: KeyScope, *where: ColumnElement[bool]) -> StoredOutcome | None:
         row = await self._statements.row(select(idempotency_keys).where(*_is(scope), *where))
         return None if row is None else _stored(row)
 
@@ -135,6 +117,17 @@ class SqlIdempotencyStore:
             set_={name: insert.excluded[name] for name in fresh},
             where=idempotency_keys.c.claimed_at <= self._statements.clock(plus_s=-KEPT_S),
         )
+
+
+def _row(scope: KeyScope, outcome: dict[str, str | None]) -> dict[str, str | None]:
+    """What is inserted for a key, all but the time, which is the database's."""
+    key = {"user_id": scope.user_id, "mutation": scope.mutation, "key": scope.key}
+    return {**key, "arguments_hash": scope.arguments_hash, **outcome}
+
+
+def _outcome(reference: str | None, refusal: DomainError | None) -> dict[str, str | None]:
+    """The columns that say what a key led to; both are empty while that is open."""
+    return {"reference": reference, "refusal": None if refusal is None else encode_refusal(refusal)}
 
 
 def _stored(row: Row[*tuple[Any, ...]]) -> StoredOutcome:
