@@ -25,22 +25,23 @@ async def record(unit: WriteUnit, changes: Sequence[Change], *, sale: Sale) -> N
     Concurrency: the bookings are locked or new, and so is the sale where stock moved.
     """
     moved = changes[-1].sale
+    has_moved = moved.version != sale.version
     made = [change.new for change in changes if change.old is None]
     if made:
         await unit.bookings.add(made)
     known = [(change.old, change.new) for change in changes if change.old is not None]
     if known:
         await unit.bookings.save(known)
-    if moved.version != sale.version:
+    if has_moved:
         await unit.sales.save(sale, moved)
     await unit.bookings.add_events([(each.old, each.new, each.sale.version) for each in changes])
-    # Buyer rows are the last locks; the last event alone needs to carry the stock.
+    # Buyer rows are locked after bookings and the sale: only the idempotency keys of bookings come later.
     versions = await unit.bookings.raise_my_page_versions([change.new.user_id for change in changes])
     events = [
         BookingChanged(change.new, change.sale.facts, None, version)
         for change, version in zip(changes, versions, strict=True)
     ]
-    has_moved = moved.version != sale.version
+    # The last event alone needs to carry the stock.
     await unit.outbox.add(*events[:-1], replace(events[-1], sale=moved if has_moved else None))
 
 
