@@ -60,51 +60,24 @@ def running(
 
     Raises: RuntimeError with the end of that file where it does not start.
     """
-    log = folder / f"{name.replace(' ', '-')}.log"
-    with log.open("ab") as output:
-        started = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=_clean(os.environ) | dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C is for the measurement, which then stops it.
-        )
-    try:
+    log = _log(folder, name)
+    with _started(command, environ, log) as started:
         deadline_s = time.monotonic() + START_LIMIT_S
         while port is not None and not _is_ready(port, ready_path):
             if started.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(f"{name} does not start: {log.read_text(errors='replace')[-2000:]}")
+                raise RuntimeError(f"{name} does not start: {_end_of(log)}")
             time.sleep(0.02)
         yield Program(name, started.pid)
         if started.poll() is not None:
-            raise RuntimeError(f"{name} ended by itself: {log.read_text(errors='replace')[-2000:]}")
-    finally:
-        started.send_signal(signal.SIGTERM)
-        started.send_signal(signal.SIGCONT)  # it may be asleep
-        try:
-            started.wait(STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
+            raise RuntimeError(f"{name} ended by itself: {_end_of(log)}")
 
 
 def done(name: str, command: Sequence[str], *, environ: Mapping[str, str], folder: Path) -> None:
     """A program that ended well. What it says is in a file of `folder`. Raises: RuntimeError with the end of that."""
-    log = folder / f"{name.replace(' ', '-')}.log"
-    with log.open("wb") as output:
-        ended = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=_clean(os.environ) | dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            check=False,
-        )
-    if ended.returncode != 0:
-        raise RuntimeError(f"{name} failed: {log.read_text(errors='replace')[-2000:]}")
+    log = _log(folder, name)
+    with _started(command, environ, log) as started:
+        if started.wait() != 0:
+            raise RuntimeError(f"{name} failed: {_end_of(log)}")
 
 
 def progress(text: str) -> None:
@@ -118,6 +91,42 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@contextmanager
+def _started(
+    command: Sequence[str], environ: Mapping[str, str], log: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A program that may have ended meanwhile; told to stop if not."""
+    with log.open("ab") as output:
+        started = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=_clean(os.environ) | dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for the measurement, which then stops it.
+        )
+    try:
+        yield started
+    finally:
+        started.send_signal(signal.SIGTERM)
+        started.send_signal(signal.SIGCONT)  # it may be asleep
+        try:
+            started.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.wait()
+
+
+def _log(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(' ', '-')}.log"
+
+
+def _end_of(log: Path) -> str:
+    """Where a program says why it failed."""
+    return log.read_text(errors="replace")[-2000:]
 
 
 def _is_ready(port: int, path: str | None) -> bool:
