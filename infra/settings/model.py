@@ -251,7 +251,7 @@ class LimitSettings(_Group):
     max_subscriptions_per_socket: int = Field(default=100, ge=1, le=10_000)
     """Subscriptions on one websocket."""
     ticket_count_updates_per_s: float = Field(default=20, ge=0.1, le=1_000)
-    """Counts of one concert that everybody who watches is told in a second; what comes faster is merged."""
+    """Counts told in a second for each distinct document (operation, variables) that is watched; more are merged."""
     socket_init_timeout_s: float = Field(default=10, ge=0.1, le=300)
     """Wait for `connection_init` on a new websocket, seconds."""
     max_waiting_passwords: int = Field(default=1_000, ge=1, le=100_000)
