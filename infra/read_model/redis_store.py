@@ -28,8 +28,10 @@ from infra.read_model.generation import (
     booking_key,
 )
 
+# Somebody waits for a page, and there is the database to read instead.
 READ_LIMIT_S = 0.3
-WRITE_LIMIT_S = 1.0
+# Nobody waits for what is done in the background, and it is done again where it fails.
+BACKGROUND_LIMIT_S = 1.0
 # Renewed with every batch; a rebuild that died is taken over after this long.
 LEASE_S = 15.0
 CONNECTIONS_MAX = 32
@@ -47,7 +49,7 @@ async def redis_read_model(
     pool = ConnectionPool.from_url(
         url,
         max_connections=CONNECTIONS_MAX,
-        socket_connect_timeout=WRITE_LIMIT_S,
+        socket_connect_timeout=BACKGROUND_LIMIT_S,
         # Every call is bounded from outside. Given a time-out, redis-py sends inside asyncio.wait_for, which before
         # Python 3.12 may swallow a cancellation, ours too: 3 of 96 readers of a frozen server then waited 2 s more.
         socket_timeout=None,
@@ -68,14 +70,15 @@ class RedisReadModel:
         # redis-py's own BlockingConnectionPool lets whoever gives a connection back take it again before those who
         # wait: with 40 readers some waited more than 300 ms for their turn. A semaphore is a queue.
         slots = Semaphore(CONNECTIONS_MAX)
-        self._reading = _Bounded(redis, slots, limit_s=read_limit_s)
-        self._writing = _Bounded(redis, slots, limit_s=WRITE_LIMIT_S)
+        self._somebody_waits = _Bounded(redis, slots, limit_s=read_limit_s)
+        # Never less than who waits has: `frontrow verify` gives pages ten seconds.
+        self._nobody_waits = _Bounded(redis, slots, limit_s=max(read_limit_s, BACKGROUND_LIMIT_S))
 
     async def project(self, events: Sequence[BookingChanged | SaleChanged]) -> None:
         """Set what the events say. Idempotent; the newest version wins in any order."""
         for start in range(0, len(events), EVENTS_PER_SCRIPT_MAX):
             batch = batch_of_events(events[start : start + EVENTS_PER_SCRIPT_MAX])
-            await self._writing.run(scripts.PROJECT, _encode_batch(batch))
+            await self._nobody_waits.run(scripts.PROJECT, _encode_batch(batch))
 
     async def sales(self, ids: Collection[ConcertId]) -> Mapping[ConcertId, Sale] | None:
         """Live counts by concert, of those that are here. One round trip."""
@@ -88,7 +91,7 @@ class RedisReadModel:
     async def _docs(
         self, kind: type[_T], name: str, ids: Collection[ConcertId]
     ) -> Mapping[ConcertId, _T] | None:
-        docs = await self._reading.run(scripts.READ_DOCS, name, *ids)
+        docs = await self._somebody_waits.run(scripts.READ_DOCS, name, *ids)
         if docs is None:
             return None
         try:
@@ -103,7 +106,7 @@ class RedisReadModel:
         assert query.before is None and not query.is_from_end, "my page is read forwards"
         after = "" if query.after is None else " ".join(query.after)
         names = [status.value for status in (BookingStatus if statuses is None else statuses)]
-        answer = await self._reading.run(scripts.READ_PAGE, user_id, query.limit, after, *names)
+        answer = await self._somebody_waits.run(scripts.READ_PAGE, user_id, query.limit, after, *names)
         if answer is None:
             return None
         version, total, has_next, booking_docs, facts_docs = answer
@@ -118,19 +121,19 @@ class RedisReadModel:
 
     async def check(self) -> bool:
         """Whether it must be rebuilt: never filled, emptied, or restarted with old data. Ask each second."""
-        return bool(await self._writing.run(scripts.CHECK))
+        return bool(await self._nobody_waits.run(scripts.CHECK))
 
     async def begin(self) -> Generation | None:
         """A new, empty generation; None while somebody else fills one."""
         token = secrets.token_hex(8)
-        if not await self._writing.run(scripts.BEGIN, token, _LEASE_MS):
+        if not await self._nobody_waits.run(scripts.BEGIN, token, _LEASE_MS):
             return None
-        return _RedisGeneration(self._writing, token)
+        return _RedisGeneration(self._nobody_waits, token)
 
     async def unlike(self, buyers: Sequence[BuyerDigest]) -> Sequence[UserId] | None:
         """Those of whom it may hold anything else: documents are too many to fetch them all."""
         ids = [buyer.user_id for buyer in buyers]
-        digests = await self._reading.run(scripts.DIGESTS, len(_STATUSES), *_STATUSES, *ids)
+        digests = await self._nobody_waits.run(scripts.DIGESTS, len(_STATUSES), *_STATUSES, *ids)
         if digests is None:
             return None
         held = digests.decode().split()
@@ -138,33 +141,33 @@ class RedisReadModel:
 
     async def concert_ids(self) -> AsyncIterator[Sequence[ConcertId]]:
         """Every concert it holds, some at a time, perhaps more than once."""
-        async for names in self._writing.scan(scripts.SCAN_CONCERTS):
+        async for names in self._nobody_waits.scan(scripts.SCAN_CONCERTS):
             yield [ConcertId(name) for name in names]
 
     async def user_ids(self) -> AsyncIterator[Sequence[UserId]]:
         """Every buyer it holds, some at a time, perhaps more than once."""
-        async for names in self._writing.scan(scripts.SCAN_USERS):
+        async for names in self._nobody_waits.scan(scripts.SCAN_USERS):
             yield [UserId(name) for name in names]
 
 
 class _RedisGeneration:
     """One generation being filled, under the lease `token`, which is also its name."""
 
-    def __init__(self, writing: "_Bounded", token: str) -> None:
-        self._writing = writing
+    def __init__(self, nobody_waits: "_Bounded", token: str) -> None:
+        self._nobody_waits = nobody_waits
         self._token = token
 
     async def add(self, batch: Batch) -> None:
-        self._require(await self._writing.run(scripts.ADD, self._token, _LEASE_MS, _encode_batch(batch)))
+        self._require(await self._nobody_waits.run(scripts.ADD, self._token, _LEASE_MS, _encode_batch(batch)))
 
     async def switch(self) -> None:
-        self._require(await self._writing.run(scripts.SWITCH, self._token))
+        self._require(await self._nobody_waits.run(scripts.SWITCH, self._token))
 
     async def close(self) -> None:
         # What can't be done now happens later: the lease ends, and the next rebuild sweeps.
         with suppress(ConnectionError):
-            await self._writing.run(scripts.CLOSE, self._token)
-            async for _ in self._writing.scan(scripts.SWEEP):
+            await self._nobody_waits.run(scripts.CLOSE, self._token)
+            async for _ in self._nobody_waits.scan(scripts.SWEEP):
                 pass
 
     def _require(self, answer: int) -> None:

@@ -170,6 +170,24 @@ async def test_redis_that_does_not_answer_is_an_error_in_time(valkey: ValkeyServ
         assert await model.sales(CONCERTS) == writes.sales_by_id
 
 
+async def test_a_slow_digest_is_waited_for(valkey: ValkeyServer) -> None:
+    """Nobody waits for a comparison: a server that stands still for longer than a reader waits breaks none off."""
+    valkey.flush()
+    async with redis_read_model(valkey.url) as model:
+        writes = opened()
+        writes.book(BUYERS[0], CONCERTS[0])
+        await rebuild(model, writes)
+        (buyers,) = [buyers async for buyers in writes.digests()]
+        valkey.pause()
+        try:
+            comparing = asyncio.create_task(model.unlike(buyers))
+            await asyncio.sleep(READ_LIMIT_S + 0.1)
+        finally:
+            valkey.resume()
+
+        assert await comparing == []
+
+
 async def test_readers_beyond_the_connections_get_their_turn(redis_model: RedisReadModel) -> None:
     """With more readers than connections nobody is passed over: when the first has 20 answers, all have 10."""
     await rebuild(redis_model, opened())
