@@ -15,7 +15,6 @@ import httpx
 
 from infra.app import composed
 from infra.db.unit import Database
-from infra.read_model import differences
 from infra.settings import Settings
 from schema.common import Kind as IdKind
 from schema.common import encode_id
@@ -30,14 +29,13 @@ from tests.client import (
     Api,
     Concert,
     Json,
-    until,
 )
 from tests.faults.buyers import OverHttp, RecordedBuyer, raw
 from tests.faults.checker import Evidence, assert_healthy
 from tests.faults.history import History, Mark, Outcome, Recording, Sample
 from tests.faults.history import Operation as Recorded
 from tests.faults.house import PATIENCE_S, insist, let_holds_pass, until_true
-from tests.faults.reading import ledger_of, read_final, sampled, until_quiet
+from tests.faults.reading import differences_in_the_end, ledger_of, read_final, sampled, until_quiet
 from tests.faults.storm.crowd import METHODS, TICKETS_MAX, Account, Market
 from tests.faults.storm.world import ADMIN, World
 from tests.faults.streams import heard_count, recorded_count, up_to_date
@@ -242,13 +240,9 @@ async def _judged(http: httpx.AsyncClient, judge: Judge) -> AsyncIterator[None]:
 
 
 async def _read_model(world: World) -> list[str]:
-    """Where it differs from the database, once it has had time to be filled again."""
+    """Where it differs from the database in the end."""
     async with composed(Settings(**world.settings)) as frontrow:
-
-        async def wrong() -> list[str]:
-            return [line async for line in differences(frontrow.read_model, frontrow.source)]
-
-        return await until(wrong, lambda lines: lines == [])
+        return await differences_in_the_end(frontrow)
 
 
 # ---------------------------------------------------------------- everything there is, once

@@ -11,6 +11,7 @@ from sqlalchemy import Row, case, func, select
 
 from domain.base import DomainError
 from domain.booking import BookingStatus
+from infra.app import Frontrow
 from infra.db.engine import Statements
 from infra.db.tables import (
     booking_events,
@@ -23,6 +24,8 @@ from infra.db.tables import (
     sales,
 )
 from infra.db.unit import Database
+from infra.read_model import differences
+from tests.client import until
 from tests.fake_processor import FakeProcessor
 from tests.faults.evidence import BookingRow, EventRow, Final, KeyRow, LedgerRow, PaymentRow, SaleRow
 from tests.faults.history import Lines, Opening, Sample, StockRow
@@ -32,6 +35,18 @@ SAMPLE_EVERY_S = 0.05
 QUIET_NAP_S = 0.1
 _HOLDING = sorted(status.value for status in HOLDING)
 _SOLD = BookingStatus.APPROVED.value
+
+
+async def differences_in_the_end(frontrow: Frontrow) -> list[str]:
+    """Where the read model differs from the database, once it has had time to be filled again."""
+
+    async def wrong() -> list[str]:
+        try:
+            return [line async for line in differences(frontrow.read_model, frontrow.source)]
+        except ConnectionError as error:  # not known yet
+            return [str(error)]
+
+    return await until(wrong, lambda lines: lines == [])
 
 
 async def opening_of(database: Database, concert_id: str) -> Opening:

@@ -17,7 +17,6 @@ from redis.asyncio import Redis
 
 from infra.db.migrations import migrate
 from infra.db.unit import Database
-from infra.read_model import differences
 from infra.settings import Settings
 from tests.client import WATCH_COUNT, WATCH_MINE, Api, Json, recorded, ticket_type, until, until_now
 from tests.deaf import TEXT, deaf_client
@@ -25,7 +24,7 @@ from tests.faults.buyers import OverHttp, RecordedBuyer
 from tests.faults.checker import Evidence, assert_healthy
 from tests.faults.history import History, Mark, Outcome, Recording
 from tests.faults.proxy import Proxy, running_proxy
-from tests.faults.reading import opening_of, read_final, sampled, until_quiet
+from tests.faults.reading import differences_in_the_end, opening_of, read_final, sampled, until_quiet
 from tests.faults.streams import recorded_booking, recorded_count, up_to_date
 from tests.servers import PostgresServer, ValkeyServer, running_postgres
 from tests.story.world import World, raw, running_world
@@ -199,22 +198,13 @@ async def a_rush(
             final=await read_final(database),
             samples=samples,
             recordings=recordings,
-            read_model=await _read_model(world),
+            read_model=await differences_in_the_end(world.frontrow),
         )
         assert_healthy(evidence, keep_in=tmp_path)
         for user_id, seen in rush.pages.items():
             mine = {row.booking_id: row.version for row in evidence.final.bookings if row.user_id == user_id}
             await _until_newest(seen, mine)
             _assert_never_back(seen)
-
-
-async def _read_model(world: World) -> list[str]:
-    """Where it differs from the database, once it has had time to be filled again."""
-
-    async def wrong() -> list[str]:
-        return [line async for line in differences(world.frontrow.read_model, world.frontrow.source)]
-
-    return await until(wrong, lambda lines: lines == [])
 
 
 async def _until_newest(seen: list[Json], versions: dict[str, int]) -> None:
