@@ -107,7 +107,8 @@ class _Watcher:
     received: bytes = b""
     is_open: bool = False
     has_asked: bool = False
-    has_heard: bool = False
+    # The newest that it has heard of; None until its first count.
+    version: int | None = None
 
 
 @dataclass
@@ -122,7 +123,9 @@ class _Room:
     to_subscribe: list[_Watcher] = field(default_factory=list)
     # On their way in, or waiting for their first count.
     joining: int = 0
-    awaited: int | None = None
+    # The question that is open, and the version it is about. Each question is answered once.
+    asked: str | None = None
+    awaited: int = 0
     failed: Exception | None = None
     deadline_s: float = 0.0
 
@@ -131,7 +134,7 @@ class _Room:
         poller = select.epoll()
         poller.register(self.pipe.fileno(), select.EPOLLIN)
         while True:
-            for descriptor, _ in poller.poll(0.05 if self.is_asked else -1):
+            for descriptor, _ in poller.poll(-1 if self.asked is None else 0.05):
                 if descriptor == self.pipe.fileno():
                     self.take(*self.pipe.recv())
                 else:
@@ -139,12 +142,9 @@ class _Room:
             self.let_in(poller)
             self.answer()
 
-    @property
-    def is_asked(self) -> bool:
-        return self.awaited is not None or self.to_join + len(self.to_subscribe) + self.joining > 0
-
     def take(self, what: str, number: int) -> None:
         """A question of the measurement."""
+        self.asked = what
         self.deadline_s = time.monotonic() + PATIENCE_S
         match what:
             case "join":
@@ -170,25 +170,26 @@ class _Room:
 
     def answer(self) -> None:
         """Tell that it is done, or that it won't be."""
-        if not self.is_asked and self.deadline_s == 0.0:
+        if self.asked is None:
             return
         if self.failed is None and time.monotonic() > self.deadline_s:
-            heard = len(self.heard_ns[self.awaited or 0])
+            heard = len(self.heard_ns[self.awaited])
             self.failed = TimeoutError(
                 f"{heard} of {len(self.watchers)} heard, {self.joining} on their way in"
             )
         if self.failed is not None:
             self.reply(self.failed)
-        elif self.awaited is not None and len(self.heard_ns[self.awaited]) == len(self.watchers):
-            version = self.awaited
-            self.reply(Arrivals(sorted(self.sent_ns.pop(version)), sorted(self.heard_ns.pop(version))))
-        elif self.awaited is None and not self.is_asked:
+        elif self.asked == "have":
+            if len(self.heard_ns[self.awaited]) == len(self.watchers):
+                sent_ns, heard_ns = self.sent_ns.pop(self.awaited), self.heard_ns.pop(self.awaited)
+                self.reply(Arrivals(sorted(sent_ns), sorted(heard_ns)))
+        elif self.to_join + len(self.to_subscribe) + self.joining == 0:
             self.reply(Arrivals([], []))
 
     def reply(self, answer: Arrivals | Exception) -> None:
         """What was asked is answered."""
         self.pipe.send(answer)
-        self.awaited, self.deadline_s = None, 0.0
+        self.asked = None
 
     def connect(self) -> _Watcher:
         """Somebody who asks to come in."""
@@ -225,11 +226,14 @@ class _Room:
             self.failed = self.failed or ConnectionError(
                 f"closed by the server: {payload[2:]!r} {payload[:2].hex()}"
             )
-        elif kind == TEXT and b'"next"' in payload and watcher.has_heard:
-            version = _VERSION.search(payload)
-            assert version is not None and sent_ns is not None, payload
-            self.sent_ns[int(version[1])].append(sent_ns)
-            self.heard_ns[int(version[1])].append(heard_ns)
+        elif kind == TEXT and b'"next"' in payload and watcher.version is not None:
+            found = _VERSION.search(payload)
+            assert found is not None and sent_ns is not None, payload
+            version = int(found[1])
+            if version > watcher.version:  # else it was told again, and is news to nobody
+                watcher.version = version
+                self.sent_ns[version].append(sent_ns)
+                self.heard_ns[version].append(heard_ns)
         else:
             self.come_in(watcher, json.loads(payload))
 
@@ -242,9 +246,9 @@ class _Room:
                 watcher.socket.sendall(_frame(TEXT, b'{"type":"pong"}'))
             case {
                 "type": "next",
-                "payload": {"data": {"ticketCount": {"available": int(), "version": int()}}},
+                "payload": {"data": {"ticketCount": {"available": int(), "version": int() as version}}},
             }:
-                watcher.has_heard = True
+                watcher.version = version
                 self.arrived()
             case _:
                 self.failed = self.failed or ConnectionError(f"instead of a count: {message}")

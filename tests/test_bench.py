@@ -3,13 +3,16 @@
 import asyncio
 import json
 import re
+import select
+import socket
 import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from importlib import import_module
 from itertools import chain
+from multiprocessing import Pipe
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,7 +27,7 @@ from bench.programs import free_port, running
 from bench.shop import open_shop
 from bench.slow_payment import Answer, Sample, Spell
 from bench.table import DOCS, Table, with_block
-from bench.watchers import watching
+from bench.watchers import _Room, watching
 from bench.wire import NUMBER, post
 from tests.servers import wait_until
 
@@ -238,6 +241,71 @@ async def test_a_watcher_is_told_who_closed_the_socket() -> None:
         port = server.sockets[0].getsockname()[1]
         with watching(port, "{ a }", {}) as watchers, pytest.raises(ConnectionError, match="1194"):
             await asyncio.to_thread(watchers.join, 1)
+
+
+def said(**message: object) -> bytes:
+    """A server's frame."""
+    text = json.dumps(message).encode()
+    assert len(text) < 126
+    return bytes([0x81, len(text)]) + text
+
+
+def count_now(version: int) -> bytes:
+    """The count at that version."""
+    count = {"available": 9, "version": version}
+    return said(type="next", id="1", payload={"data": {"ticketCount": count}})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_early", [True, False])
+async def test_a_change_is_answered_once_though_it_is_told_twice(is_early: bool) -> None:
+    """It may come before it is asked for or after, and the next question is about the next change."""
+    rooms: list[asyncio.StreamWriter] = []
+
+    async def let_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        await reader.readuntil(b"connection_init")
+        writer.write(said(type="connection_ack"))
+        await reader.readuntil(b"subscribe")
+        writer.write(count_now(1))
+        rooms.append(writer)
+
+    async with await asyncio.start_server(let_in, "127.0.0.1", 0) as server:
+        with watching(server.sockets[0].getsockname()[1], "{ a }", {}) as watchers:
+            await asyncio.to_thread(watchers.join, 3)
+            await asyncio.to_thread(watchers.watch)
+            for version in (2, 3):
+                asking = None if is_early else asyncio.create_task(asyncio.to_thread(watchers.have, version))
+                if asking is not None:
+                    await asyncio.sleep(0.1)
+                for writer in rooms:
+                    writer.write(count_now(version) * 2)
+                if asking is None:
+                    await asyncio.sleep(0.1)
+                    asking = asyncio.create_task(asyncio.to_thread(watchers.have, version))
+                arrivals = await asyncio.wait_for(asking, 10.0)
+                assert len(arrivals.sent_ns) == len(arrivals.heard_ns) == 3
+                assert arrivals.sent_ns[-1] < arrivals.heard_ns[-1]
+        for writer in rooms:
+            writer.close()
+
+
+def test_a_failure_is_answered_once() -> None:
+    """Those who are on their way in when it fails say nothing more about a question that was answered."""
+    here, there = Pipe()
+    with socket.create_server(("127.0.0.1", 0)) as server, here, there:
+        room = _Room(there, server.getsockname()[1], b"")
+        room.take("join", 2)
+        with closing(select.epoll()) as poller:
+            room.let_in(poller)
+        room.failed = ConnectionError("closed")
+        for _ in range(3):
+            room.answer()
+        assert str(here.recv()) == "closed"
+        assert not here.poll()
+        for watcher in room.watchers.values():
+            watcher.socket.close()
 
 
 def test_a_few_watch_a_count() -> None:
