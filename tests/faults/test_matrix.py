@@ -226,6 +226,7 @@ async def _suffers(case: Case, story: Story, fault: str, point: str) -> bool:
         await asyncio.wait([striking], timeout=FOLLOWS_WITHIN_S)
     finally:
         child.disarm()
+        child.resume()  # it may have come to the point a moment ago, and nobody else would let it go on
         striking.cancel()
         await asyncio.wait([striking])
     await _ends_right(case, story)
