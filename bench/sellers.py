@@ -48,10 +48,10 @@ class NotHere(Exception):
 Opening = Callable[[Stall], Seller]
 
 
-def frontrow(stall: Stall, settings: Mapping[str, str] | None = None) -> Seller:
+def frontrow(stall: Stall, settings: Mapping[str, str] | None = None, *, processes: int = 1) -> Seller:
     """Frontrow, the worker in a process of its own."""
     url = stall.shop.database(stall.name, template=stall.template)
-    house = stall.shop.frontrow(stall.name, url, settings=settings)
+    house = stall.shop.frontrow(stall.name, url, settings=settings, processes=processes)
     return Seller(stall.name, house.port, tuple(map(booking, stall.tickets)), house.api, url, house.worker)
 
 
@@ -126,6 +126,7 @@ BARE_NAME = "Starlette route, same use case"
 # By what they are called on the command line: how they are called in a table, and how they open.
 EVERYBODY: dict[str, tuple[str, Opening]] = {
     "frontrow": (FRONTROW_NAME, frontrow),
+    "two-processes": ("Frontrow, two API processes", partial(frontrow, processes=2)),
     "one-by-one": (ONE_BY_ONE_NAME, frontrow_one_by_one),
     "bare": (BARE_NAME, bare_route),
     "strawberry": ("strawberry, row lock", partial(strawberry, batch_max=1)),

@@ -132,6 +132,7 @@ class Shop:
         database_url: str,
         *,
         settings: Mapping[str, str] | None = None,
+        processes: int = 1,
         is_filled: bool = False,
     ) -> Frontrow:
         """It serves, with a Valkey of its own; where the database is filled the read model is complete before."""
@@ -140,7 +141,7 @@ class Shop:
         if is_filled:
             rebuilding = [*FRONTROW, "rebuild-read-model"]
             done(f"{name} rebuild", rebuilding, environ=environ, folder=self.folder)
-        command = [*FRONTROW, "serve", "--port", str(port)]
+        command = [*FRONTROW, "serve", "--port", str(port), "--workers", str(processes)]
         api = self.start(f"{name} api", command, environ=environ, port=port, ready_path="/readyz")
         worker = self.start(f"{name} worker", [*FRONTROW, "worker"], environ=environ)
         return Frontrow(port, api, worker, database_url, valkey)
