@@ -7,18 +7,20 @@ connection brings a Resync for each channel that may have missed something.
 import asyncio
 import random
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import MovedError, RedisError
 
 from domain.ports import Message, Resync
 from infra.event_stream.backends import Backend
+from infra.event_stream.inbox import Inbox
 
 REGISTER_LIMIT_S = 1.0
 PUBLISH_LIMIT_S = 1.0
@@ -27,7 +29,6 @@ CANCEL_AGAIN_S = 0.1
 PUBLISH_CONNECTIONS_MAX = 16
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
-CHANNELS_PER_COMMAND_MAX = 1_000
 # Redis channels are not bound to a database number, so a shared server needs a name in front.
 CHANNEL_PREFIX = "frontrow:"
 
@@ -35,65 +36,24 @@ _HEAD = struct.Struct(">qI")
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class RedisBackend(Backend):
-    """Announcements through Redis.
+class ServerBackend(Backend):
+    """Announcements through servers, which acknowledge later what they are told."""
 
-    Reconnects for ever, waiting 0 to `BACKOFF_MAX_S`. A connection silent for two heartbeats is given up.
-    """
-
-    def __init__(self, url: str, *, heartbeat_s: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._heartbeat_s = heartbeat_s
-        self._pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=PUBLISH_CONNECTIONS_MAX,
-            timeout=PUBLISH_LIMIT_S,
-            socket_connect_timeout=CONNECT_LIMIT_S,
-            # One more try, on a new connection, for a pooled one that died while it was idle.
-            retry=Retry(NoBackoff(), 1),
-            # RESP3 answers PING and SUBSCRIBE in other shapes.
-            protocol=2,
-        )
-        # A socket time-out makes redis-py send inside asyncio.wait_for, which on Python 3.11 swallows a
-        # cancellation that comes as the send completes. The limits here are asyncio.timeout's instead.
-        self._pool.connection_kwargs["socket_timeout"] = None
-        self._publisher = Redis.from_pool(self._pool)
-        self._wanted: dict[str, _Registration] = {}
-        # Channels to tell the server about, and the number of SUBSCRIBEs it has not answered per channel: an
-        # answer to an earlier one, which an UNSUBSCRIBE followed, says nothing about now.
-        self._changed: set[str] = set()
-        self._has_changed = asyncio.Event()
-        self._unanswered: Counter[str] = Counter()
-        self._is_connected = False
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the server has answered on the current connection, which is not yet known to be dead."""
-        return self._is_connected
-
-    async def connect(self) -> None:
-        """Begin to connect. Does not wait: Redis may be down when we start."""
-        self._keeper = asyncio.create_task(self._keep_connected())
-
-    async def disconnect(self) -> None:
-        """Give up the connections."""
-        # Before Python 3.13 a TaskGroup loses a cancel that comes just as one of its tasks fails.
-        while not self._keeper.done():
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper], timeout=CANCEL_AGAIN_S)
-        await self._publisher.aclose()
+        self._wanted: dict[str, Registration] = {}
 
     async def subscribe(self, group: str) -> None:
         """Begin to register. Does not wait; `wait_registered` does."""
-        self._wanted[group] = _Registration()
-        self._note_change(group)
+        self._wanted[group] = Registration()
+        self._carry(group)
 
     async def unsubscribe(self, group: str) -> None:
         """No more announcements on this channel. Does not wait."""
         # Whoever still waits to be registered has nothing to wait for.
         self._wanted.pop(group).may_enter.set()
         self.inbox.fetch(group)
-        self._note_change(group)
+        self._drop(group)
 
     async def wait_registered(self, channel: str) -> None:
         """The server has acknowledged, or a Resync follows once it does, for which nobody has to wait.
@@ -111,9 +71,128 @@ class RedisBackend(Backend):
         """Announce it to every process. Raises: ConnectionError, after `PUBLISH_LIMIT_S` at the latest."""
         try:
             async with asyncio.timeout(PUBLISH_LIMIT_S):
-                await self._publisher.publish(CHANNEL_PREFIX + channel, _encode(message))
+                await self._announce(channel, _encode(message))
         except (RedisError, OSError) as error:
             raise ConnectionError(f"cannot publish to Redis: {error!r}") from error
+
+    def _carry(self, channel: str) -> None:
+        """A server is told that we want it."""
+        raise NotImplementedError
+
+    def _drop(self, channel: str) -> None:
+        """Whichever server was told of it is told that we don't."""
+        raise NotImplementedError
+
+    async def _announce(self, channel: str, packed: bytes) -> None:
+        """Raises: RedisError, OSError."""
+        raise NotImplementedError
+
+
+class RedisBackend(ServerBackend):
+    """Announcements through one Redis."""
+
+    def __init__(self, url: str, *, heartbeat_s: float) -> None:
+        super().__init__()
+        self._server = Server(pool_of(url), self.inbox, heartbeat_s=heartbeat_s)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has answered on the current connection, which is not yet known to be dead."""
+        return self._server.is_connected
+
+    async def connect(self) -> None:
+        """Begin to connect. Does not wait: Redis may be down when we start."""
+        self._server.start()
+
+    async def disconnect(self) -> None:
+        """Give up the connections."""
+        await self._server.close()
+
+    def _carry(self, channel: str) -> None:
+        self._server.carry(channel, self._wanted[channel])
+
+    def _drop(self, channel: str) -> None:
+        self._server.drop(channel)
+
+    async def _announce(self, channel: str, packed: bytes) -> None:
+        await self._server.publish(channel, packed)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The commands of pub/sub."""
+
+    publish: str
+    subscribe: str
+    unsubscribe: str
+    channels_per_command_max: int
+
+
+PLAIN = Dialect("PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE", channels_per_command_max=1_000)
+
+
+class Server:
+    """One Redis: a connection on which what others announce arrives, and a few to announce on.
+
+    Reconnects for ever, waiting 0 to `BACKOFF_MAX_S`. A connection silent for two heartbeats is given up.
+    """
+
+    dialect = PLAIN
+
+    def __init__(self, pool: BlockingConnectionPool, inbox: Inbox, *, heartbeat_s: float) -> None:
+        self.carried: dict[str, Registration] = {}
+        self.publisher = Redis.from_pool(pool)
+        self._pool = pool
+        self._inbox = inbox
+        self._heartbeat_s = heartbeat_s
+        # Channels to tell the server about, and by slot the number of SUBSCRIBEs it has not answered per channel:
+        # an answer to an earlier one, which an UNSUBSCRIBE followed, says nothing about now.
+        self._changed: set[str] = set()
+        self._has_changed = asyncio.Event()
+        self._unanswered: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self._is_connected = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it has answered on the current connection, which is not yet known to be dead."""
+        return self._is_connected
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._keeper = asyncio.create_task(self._keep_connected())
+
+    async def close(self) -> None:
+        """Give up the connections."""
+        await ended(self._keeper)
+        await self.publisher.aclose()
+
+    async def publish(self, channel: str, packed: bytes) -> None:
+        """Announce it. Raises: RedisError, OSError."""
+        await self.publisher.execute_command(  # type: ignore[no-untyped-call]
+            self.dialect.publish, CHANNEL_PREFIX + channel, packed
+        )
+
+    def carry(self, channel: str, registration: "Registration") -> None:
+        """Begin to register here. Does not wait. Who was registered before may have missed something."""
+        registration.reopen()
+        self.carried[channel] = registration
+        self._note_change(channel)
+
+    def drop(self, channel: str) -> None:
+        """No more announcements on this channel from here. Does not wait."""
+        del self.carried[channel]
+        self._note_change(channel)
+
+    def _slot(self, channel: str) -> int:
+        """What the server goes by when it refuses a channel. One for all where it never does."""
+        return 0
+
+    def _note_loss(self) -> None:
+        """Called when a connection is lost or can't be made."""
+
+    def _note_move(self, moved: MovedError) -> None:
+        """Called when the server refuses the channels of a slot. Raises: MovedError where there are none."""
+        raise moved
 
     async def _keep_connected(self) -> None:
         """Hold a connection, for ever."""
@@ -127,6 +206,7 @@ class RedisBackend(Backend):
                 if failures_in_a_row == 1:
                     _log.warning("event_stream_lost", errors=[str(error) for error in _leaves(errors)])
             self._is_connected = False
+            self._note_loss()
             ceiling_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(failures_in_a_row, 10))
             await asyncio.sleep(random.uniform(0, ceiling_s))
 
@@ -137,12 +217,12 @@ class RedisBackend(Backend):
             async with asyncio.timeout(CONNECT_LIMIT_S):
                 await connection.connect()
             self._unanswered.clear()
-            self._changed = set(self._wanted)
+            self._changed = set(self.carried)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(connection))
                 tasks.create_task(self._receive(connection))
         finally:
-            for registration in self._wanted.values():
+            for registration in self.carried.values():
                 registration.reopen()
             await connection.disconnect(nowait=True)
 
@@ -151,14 +231,15 @@ class RedisBackend(Backend):
         while True:
             changed, self._changed = self._changed, set()
             self._has_changed.clear()
-            new = [channel for channel in changed if channel in self._wanted]
-            gone = [channel for channel in changed if channel not in self._wanted]
-            self._unanswered.update(new)
-            for command, channels in (("UNSUBSCRIBE", gone), ("SUBSCRIBE", new)):
-                for some in _chunks(channels):
-                    await connection.send_command(command, *(CHANNEL_PREFIX + channel for channel in some))
-            if not changed:
-                await connection.send_command("PING")
+            new = [channel for channel in changed if channel in self.carried]
+            gone = [channel for channel in changed if channel not in self.carried]
+            for channel in new:
+                self._unanswered[self._slot(channel)][channel] += 1
+            commands = [
+                *self._commands(self.dialect.unsubscribe, gone),
+                *self._commands(self.dialect.subscribe, new),
+            ]
+            await connection.send_packed_command(connection.pack_commands(commands or [["PING"]]))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._has_changed.wait()
@@ -166,44 +247,64 @@ class RedisBackend(Backend):
     async def _receive(self, connection: Connection) -> None:
         """Put what comes into the inbox. Raises: TimeoutError when nothing came for two heartbeats."""
         while True:
-            reply = await connection.read_response(timeout=2 * self._heartbeat_s, disconnect_on_error=False)
+            try:
+                reply = await connection.read_response(
+                    timeout=2 * self._heartbeat_s, disconnect_on_error=False
+                )
+            except MovedError as moved:
+                self._unanswered.pop(moved.slot_id, None)
+                self._note_move(moved)
+                continue
             if reply is None:
                 raise TimeoutError("no sign of life from Redis")
             if not self._is_connected:
                 self._is_connected = True
                 _log.info("event_stream_connected")
             match reply:
-                case [b"message", bytes(channel), bytes(packed)]:
+                case [b"message" | b"smessage", bytes(channel), bytes(packed)]:
                     self._deliver(_channel_name(channel), packed)
-                case [b"subscribe", bytes(channel), _]:
+                case [b"subscribe" | b"ssubscribe", bytes(channel), _]:
                     self._acknowledge(_channel_name(channel))
+                case [b"sunsubscribe", bytes(channel), _]:
+                    self._end(_channel_name(channel))
 
     def _deliver(self, channel: str, packed: bytes) -> None:
-        if channel not in self._wanted:
+        if channel not in self.carried:
             return
         try:
-            self.inbox.put(channel, _decode(packed))
+            self._inbox.put(channel, _decode(packed))
         except (struct.error, UnicodeDecodeError):
             # Someone else's, or another release's: whatever it says, a fresh snapshot covers it.
-            self.inbox.put(channel, Resync())
+            self._inbox.put(channel, Resync())
 
     def _acknowledge(self, channel: str) -> None:
-        self._unanswered[channel] -= 1
-        if self._unanswered[channel] > 0 or channel in self._changed:
+        unanswered = self._unanswered[self._slot(channel)]
+        unanswered[channel] -= 1
+        if unanswered[channel] > 0 or channel in self._changed:
             return
-        del self._unanswered[channel]
-        registration = self._wanted.get(channel)
+        del unanswered[channel]
+        registration = self.carried.get(channel)
         if registration is None:
             return
         if registration.acknowledge():
-            self.inbox.put(channel, Resync())
+            self._inbox.put(channel, Resync())
+
+    def _end(self, channel: str) -> None:
+        """Ask again for what nobody wanted to end: its slot has moved, and the answer says where to."""
+        if channel in self.carried and not self._unanswered[self._slot(channel)][channel]:
+            self.carry(channel, self.carried[channel])
+
+    def _commands(self, name: str, channels: list[str]) -> Iterator[list[str]]:
+        step = self.dialect.channels_per_command_max
+        for start in range(0, len(channels), step):
+            yield [name, *(CHANNEL_PREFIX + channel for channel in channels[start : start + step])]
 
     def _note_change(self, channel: str) -> None:
         self._changed.add(channel)
         self._has_changed.set()
 
 
-class _Registration:
+class Registration:
     """How far the server knows of a channel that we want."""
 
     __slots__ = ("_is_acknowledged", "_is_resync_due", "may_enter")
@@ -227,10 +328,36 @@ class _Registration:
             self.may_enter.set()
 
     def reopen(self) -> None:
-        """The connection is gone; who was registered on it may have missed something."""
+        """The server no longer knows; who was registered with it may have missed something."""
         if self._is_acknowledged:
             self._is_acknowledged = False
             self.owe_resync()
+
+
+def pool_of(url: str) -> BlockingConnectionPool:
+    """Connections to one server, none of them made yet."""
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=PUBLISH_CONNECTIONS_MAX,
+        timeout=PUBLISH_LIMIT_S,
+        socket_connect_timeout=CONNECT_LIMIT_S,
+        # One more try, on a new connection, for a pooled one that died while it was idle.
+        retry=Retry(NoBackoff(), 1),
+        # RESP3 answers PING and SUBSCRIBE in other shapes.
+        protocol=2,
+    )
+    # A socket time-out makes redis-py send inside asyncio.wait_for, which on Python 3.11 swallows a
+    # cancellation that comes as the send completes. The limits here are asyncio.timeout's instead.
+    pool.connection_kwargs["socket_timeout"] = None
+    return pool
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancelled, and over."""
+    # Before Python 3.13 a TaskGroup loses a cancel that comes just as one of its tasks fails.
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
 
 def _encode(message: Message) -> bytes:
@@ -246,11 +373,6 @@ def _decode(packed: bytes) -> Message:
 
 def _channel_name(name: bytes) -> str:
     return name.decode().removeprefix(CHANNEL_PREFIX)
-
-
-def _chunks(channels: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(channels), CHANNELS_PER_COMMAND_MAX):
-        yield channels[start : start + CHANNELS_PER_COMMAND_MAX]
 
 
 def _leaves(errors: BaseExceptionGroup[BaseException]) -> Iterable[BaseException]:
