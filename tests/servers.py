@@ -34,7 +34,7 @@ def running_postgres(
     `is_durable` turns fsync on, for tests about what a commit promises. `kill` loses nothing either way.
     `shared_buffers` is PostgreSQL's default, which is for the smallest machine.
     """
-    with _own_directory() as directory:
+    with own_directory() as directory:
         server = PostgresServer(
             directory, is_durable=is_durable, connections=connections, shared_buffers=shared_buffers
         )
@@ -48,7 +48,7 @@ def running_postgres(
 @contextmanager
 def running_valkey() -> Iterator["ValkeyServer"]:
     """A fresh Valkey that answers and stores nothing on disk; stopped and removed afterwards."""
-    with _own_directory() as directory:
+    with own_directory() as directory:
         server = ValkeyServer(directory)
         server.start()
         try:
@@ -63,7 +63,7 @@ class _Server:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
-        self._reservation, self.port = _reserve_port()
+        self._reservation, self.port = reserve_port()
 
     @property
     def pid(self) -> int:
@@ -304,11 +304,15 @@ class ValkeyServer(_Server):
             "",
             "--dir",
             str(self._directory),
+            *self._own_settings(),
         ]
         with (self._directory / "log").open("ab") as log:
             return subprocess.Popen(
                 [program, *settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+
+    def _own_settings(self) -> Sequence[str]:
+        return ()
 
     def _is_ready(self, pid: int) -> bool:
         try:
@@ -337,7 +341,7 @@ def wait_until(condition: Callable[[], bool], *, limit_s: float) -> None:
 
 
 @contextmanager
-def _own_directory() -> Iterator[Path]:
+def own_directory() -> Iterator[Path]:
     """A directory that is removed in the end, after killing the server whose id its file `pid` holds, if any.
 
     A guard in its own process does that when its standard input ends, hence also if this process dies.
@@ -354,7 +358,7 @@ def _own_directory() -> Iterator[Path]:
         guard.communicate(timeout=STOP_LIMIT_S)
 
 
-def _reserve_port() -> tuple[socket.socket, int]:
+def reserve_port() -> tuple[socket.socket, int]:
     """A free port on loopback that nobody else is given while the socket is kept."""
     reservation = socket.socket()
     # On Linux a second socket with this option, as both servers set it, may listen on the port all the same.

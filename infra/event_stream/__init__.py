@@ -13,10 +13,17 @@ from broadcaster._base import Subscriber
 
 from domain.ports import Message, Resync
 from infra.event_stream.backends import Backend, MemoryBackend
+from infra.event_stream.cluster_backend import ClusterBackend
 from infra.event_stream.inbox import Inbox, Slots
 from infra.event_stream.redis_backend import RedisBackend
 
-__all__ = ["BroadcastEventStream", "SlotListener", "memory_event_stream", "redis_event_stream"]
+__all__ = [
+    "BroadcastEventStream",
+    "SlotListener",
+    "cluster_event_stream",
+    "memory_event_stream",
+    "redis_event_stream",
+]
 
 
 @asynccontextmanager
@@ -33,6 +40,15 @@ async def redis_event_stream(url: str, *, heartbeat_s: float = 2.0) -> AsyncIter
     Starts whether or not Redis is up. A dead connection is found within two heartbeats.
     """
     async with _running(RedisBackend(url, heartbeat_s=heartbeat_s)) as stream:
+        yield stream
+
+
+@asynccontextmanager
+async def cluster_event_stream(
+    url: str, *, heartbeat_s: float = 2.0
+) -> AsyncIterator["BroadcastEventStream"]:
+    """As `redis_event_stream`, by sharded pub/sub on the cluster that the node at `url` belongs to."""
+    async with _running(ClusterBackend(url, heartbeat_s=heartbeat_s)) as stream:
         yield stream
 
 

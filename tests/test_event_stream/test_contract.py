@@ -5,10 +5,16 @@ import asyncio
 import pytest
 
 from domain.ports import Message, Resync
-from infra.event_stream import BroadcastEventStream, memory_event_stream, redis_event_stream
+from infra.event_stream import (
+    BroadcastEventStream,
+    cluster_event_stream,
+    memory_event_stream,
+    redis_event_stream,
+)
 from infra.event_stream.inbox import SLOTS_MAX, Inbox, Slots
 from tests.servers import ValkeyServer
 from tests.test_event_stream.reading import DONE, LIMIT_S, all_until_done, next_item
+from tests.valkey_cluster import ValkeyCluster
 
 pytestmark = pytest.mark.anyio
 
@@ -142,11 +148,17 @@ async def test_ended_listeners_leave_nothing_behind(stream: BroadcastEventStream
     assert asyncio.all_tasks() == tasks_before
 
 
-@pytest.mark.parametrize("kind", ["memory", "valkey"])
-async def test_closing_the_stream_ends_its_listeners(kind: str, valkey: ValkeyServer) -> None:
+@pytest.mark.parametrize("kind", ["memory", "valkey", "cluster"])
+async def test_closing_the_stream_ends_its_listeners(
+    kind: str, valkey: ValkeyServer, cluster: ValkeyCluster
+) -> None:
     """A reader that waits while the stream closes is told that it is over, as is one that comes later."""
     tasks_before = asyncio.all_tasks()
-    opened = memory_event_stream() if kind == "memory" else redis_event_stream(valkey.url)
+    opened = {
+        "memory": memory_event_stream(),
+        "valkey": redis_event_stream(valkey.url),
+        "cluster": cluster_event_stream(cluster.url),
+    }[kind]
     entered = asyncio.Event()
 
     async def read_all(stream: BroadcastEventStream) -> list[Message | Resync]:
