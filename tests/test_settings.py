@@ -120,6 +120,7 @@ def test_no_value_is_shown() -> None:
         Settings(
             database_url=f"postgresql+asyncpg://u:{secret}@db/frontrow",
             redis_url=f"redis://:{secret}@cache",
+            redis_cluster_url=f"redis://:{secret}@node",
             stripe_api_key=SecretStr(secret),
             stripe_webhook_secret=SecretStr(secret),
         )
@@ -182,6 +183,9 @@ def test_a_wrong_database_url_is_answered_with_the_right_form(url: str, advice: 
         ("FRONTROW_WORKER", "on"),
         ("FRONTROW_DEMO", "maybe"),
         ("FRONTROW_REDIS_URL", "tcp://cache:6379"),
+        ("FRONTROW_REDIS_CLUSTER_URL", "unix:///run/valkey.sock"),
+        ("FRONTROW_REDIS_CLUSTER_URL", "redis://node:6379/1"),
+        ("FRONTROW_REDIS_CLUSTER_URL", "redis://node:no"),
         ("FRONTROW_PUBLIC_URL", "frontrow.example"),
         ("FRONTROW_PUBLIC_URL", "http://host:99999"),
         ("FRONTROW_ALLOWED_ORIGINS", "https://a.example,https://b.example/app"),
@@ -237,6 +241,16 @@ def test_several_processes_need_a_shared_database_and_pub_sub(
     assert refused(place | postgres, command=command, workers=workers) == {"FRONTROW_REDIS_URL"}
     assert refused(place | redis, command=command, workers=workers) == {"FRONTROW_DATABASE_URL"}
     load_settings(place | postgres | redis, command=command, workers=workers)
+
+
+@pytest.mark.parametrize("command", [Command.SERVE, Command.WORKER])
+def test_a_cluster_alone_is_refused(command: Command) -> None:
+    """It carries announcements, and the read model needs a Redis of its own."""
+    environ = {"FRONTROW_DATABASE_URL": POSTGRES, "FRONTROW_REDIS_CLUSTER_URL": "redis://node:6379"}
+    assert "FRONTROW_REDIS_CLUSTER_URL" in refused(environ, command=command)
+    assert "FRONTROW_REDIS_CLUSTER_URL: carries pub/sub only: name a Redis or Valkey" in text_of(environ)
+    settings = load_settings(environ | {"FRONTROW_REDIS_URL": REDIS}, command=command)
+    assert (settings.redis_url, settings.redis_cluster_url) == (REDIS, "redis://node:6379")
 
 
 @pytest.mark.parametrize("command", [Command.MIGRATE, Command.CREATE_ADMIN, Command.VERIFY, Command.SCHEMA])

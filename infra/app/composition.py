@@ -20,7 +20,12 @@ from infra.db.outbox import OutboxQueue
 from infra.db.promises import PROMISES
 from infra.db.source import WriteSideSource
 from infra.db.unit import Database
-from infra.event_stream import BroadcastEventStream, memory_event_stream, redis_event_stream
+from infra.event_stream import (
+    BroadcastEventStream,
+    cluster_event_stream,
+    memory_event_stream,
+    redis_event_stream,
+)
 from infra.failpoints import Failpoints
 from infra.group_commit import SharedCommits
 from infra.live_updates import StreamedUpdates
@@ -166,6 +171,10 @@ async def _read_model(settings: Settings, stack: AsyncExitStack) -> RebuildableR
 async def _stream(settings: Settings, stack: AsyncExitStack) -> BroadcastEventStream:
     if settings.redis_url is None:
         return await stack.enter_async_context(memory_event_stream())
+    if settings.redis_cluster_url is not None:
+        return await stack.enter_async_context(
+            cluster_event_stream(settings.redis_cluster_url, heartbeat_s=settings.redis_heartbeat_s)
+        )
     return await stack.enter_async_context(
         redis_event_stream(settings.redis_url, heartbeat_s=settings.redis_heartbeat_s)
     )

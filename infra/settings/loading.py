@@ -107,6 +107,11 @@ def _broken_rules(settings: Settings, command: Command, *, workers: int) -> Iter
     takes_payments = command in (Command.SERVE, Command.WORKER, Command.REFUNDS)
     if command in (Command.SERVE, Command.WORKER):
         yield from _broken_process_rules(settings, command, workers=workers)
+        if settings.redis_cluster_url is not None and settings.redis_url is None:
+            yield Refusal(
+                "FRONTROW_REDIS_CLUSTER_URL",
+                "carries pub/sub only: name a Redis or Valkey for the read model in FRONTROW_REDIS_URL too",
+            )
     if takes_payments and settings.stripe_api_base and settings.is_sandboxed:
         yield Refusal(
             "FRONTROW_STRIPE_API_BASE", "does nothing without FRONTROW_STRIPE_API_KEY: set both or none"

@@ -73,6 +73,21 @@ def _redis_url(text: str) -> str:
     return text
 
 
+def _cluster_url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        is_right = url.scheme in ("redis", "rediss") and bool(url.hostname) and url.path in ("", "/", "/0")
+        # Reading `port` is what checks it.
+        is_right = is_right and url.port != 0
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise ValueError(
+            "write redis://HOST:PORT of any node, or rediss:// for TLS; a cluster has database 0 only"
+        )
+    return text
+
+
 def _http_url(text: str) -> str:
     try:
         url = urlsplit(text)
@@ -99,6 +114,7 @@ def _comma_separated(value: object) -> object:
 
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+ClusterUrl = Annotated[str, AfterValidator(_cluster_url)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Origins = Annotated[
     tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_comma_separated)
@@ -170,8 +186,10 @@ class StorageSettings(_Group):
     """Bookings of one concert that share a commit at most, of those that came while another was in flight. 1: none."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis or Valkey: `redis://...`. Empty: in memory, one process."""
+    redis_cluster_url: ClusterUrl | None = Field(default=None, repr=False)
+    """Any node of a Redis or Valkey Cluster, for sharded pub/sub. Empty: pub/sub on `FRONTROW_REDIS_URL`."""
     redis_heartbeat_s: float = Field(default=2, ge=0.1, le=60)
-    """How often the pub/sub connection is tested, seconds."""
+    """How often a pub/sub connection is tested, seconds."""
 
 
 class SellingSettings(_Group):

@@ -5,8 +5,11 @@ import asyncio
 import pytest
 
 from domain.ports import Message, Resync
+from infra.app.composition import composed
 from infra.event_stream import BroadcastEventStream, cluster_event_stream
 from infra.event_stream.redis_backend import CHANNEL_PREFIX, PUBLISH_LIMIT_S, REGISTER_LIMIT_S
+from infra.settings import Settings
+from tests.servers import ValkeyServer
 from tests.test_event_stream.reading import DONE, HEARTBEAT_S, LIMIT_S, next_item, until, until_connected
 from tests.valkey_cluster import NODES, SLOTS, ValkeyCluster, ValkeyNode, running_valkey_cluster
 
@@ -171,6 +174,17 @@ async def test_listening_begins_while_the_cluster_is_down(cluster: ValkeyCluster
             assert await next_item(listener) == Resync()
             await stream.publish(FIRST, DONE)
             assert await next_item(listener) == DONE
+
+
+async def test_setting_puts_announcements_on_the_cluster(
+    cluster: ValkeyCluster, valkey: ValkeyServer, sqlite_database_url: str
+) -> None:
+    """With the cluster's URL set what is announced goes by it, and the read model's Redis carries none of it."""
+    settings = Settings(
+        database_url=sqlite_database_url, redis_url=valkey.url, redis_cluster_url=cluster.url, demo=False
+    )
+    async with composed(settings) as parts, parts.stream.listen(FIRST):
+        assert _has_subscriber(_owner(cluster, FIRST), FIRST)
 
 
 async def test_closing_is_prompt_while_a_node_is_frozen(cluster: ValkeyCluster) -> None:
