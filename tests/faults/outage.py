@@ -128,7 +128,7 @@ class Rush:
         await until_true(are_done)
 
     async def person(self, account: Account, rng: random.Random) -> None:
-        """Book, pay, cancel and look, until it is over."""
+        """Book, pay, cancel and look, until it is over: then nothing new is begun."""
         apis = account.apis[:]
         rng.shuffle(apis)
         buyer = RecordedBuyer(self.market.history, OverHttp(apis), account.user_id)
@@ -139,15 +139,16 @@ class Rush:
             if operation.seen is not None:
                 booking_id = operation.seen.booking_id
                 await self._find_on_page(rng.choice(apis), operation)
-                if rng.random() < 0.6:
+                if rng.random() < 0.6 and not self.is_over:
                     (method,) = rng.choices(list(METHODS), list(METHODS.values()))
                     operation = await buyer.pay(booking_id, method)
                     await self._find_on_page(rng.choice(apis), operation)
-                if rng.random() < 0.7:
+                if rng.random() < 0.7 and not self.is_over:
                     operation = await buyer.cancel(booking_id)
                     await self._find_on_page(rng.choice(apis), operation)
             await self._read(rng.choice(apis), concert_id)
-            await asyncio.sleep(rng.uniform(0, 2 * THINK_S))
+            if not self.is_over:
+                await asyncio.sleep(rng.uniform(0, 2 * THINK_S))
 
     async def look_on(self, apis: list[Api]) -> None:
         """One look after the other at the counts, while nothing but the database can answer.
