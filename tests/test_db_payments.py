@@ -15,7 +15,7 @@ from domain.ports import IntentRecord, OpenIntent, StoredOutcome
 from infra.db.engine import DatabaseLimits
 from infra.db.tables import idempotency_keys, payment_intents
 from infra.db.unit import Database
-from tests.db_world import NOW, a_booking, a_key, a_payment, a_sale, an_intent
+from tests.db_world import NOW, a_booking, a_key, a_payment, a_sale, an_intent, recorded
 
 pytestmark = pytest.mark.anyio
 
@@ -60,7 +60,7 @@ async def test_action_is_kept_with_the_attempt(database: Database) -> None:
     payment = a_payment(BOOKING)
     async with database.write() as unit:
         await unit.payments.add(payment)
-        await unit.payments.save_action(payment.id, client_secret="cs", redirect_url="https://bank.example")
+        await unit.payments.save_actions({payment.id: ("cs", "https://bank.example")})
         assert await unit.payments.action(payment.id) == ("cs", "https://bank.example")
         assert await unit.payments.next_refund_number(payment.id) == 0
         await unit.payments.raise_refund_number(payment.id)
@@ -100,19 +100,19 @@ async def test_booking_has_one_live_intent_at_most(database: Database) -> None:
     """A second one needs the first to be closed; each is found by its ids."""
     first, second = an_intent(BOOKING, "p1"), an_intent(BOOKING, "p2")
     async with database.write() as unit:
-        await unit.payments.put_intent(first)
+        await unit.payments.put_intents(first)
         await unit.commit()
     with pytest.raises(IntegrityError):
         async with database.write() as unit:
-            await unit.payments.put_intent(second)
+            await unit.payments.put_intents(second)
     closed = replace(
         first, is_closed=True, charge_id="ch", create_number=3, creating_key="k", creating_until=NOW
     )
     async with database.write() as unit:
-        await unit.payments.put_intent(closed)
+        await unit.payments.put_intents(closed)
         assert await unit.payments.open_intent(BOOKING.id) is None
         assert await unit.payments.with_open_intents([BOOKING.id]) == set()
-        await unit.payments.put_intent(second)
+        await unit.payments.put_intents(second)
         assert await unit.payments.open_intent(BOOKING.id) == second
         assert await unit.payments.with_open_intents([BOOKING.id, BookingId("b9")]) == {BOOKING.id}
         assert await unit.payments.intent(first.payment_id) == closed
@@ -123,15 +123,42 @@ async def test_booking_has_one_live_intent_at_most(database: Database) -> None:
         assert await find(payment_id=None, intent_id=None) is None
 
 
+async def test_many_intents_are_put_together(database: Database) -> None:
+    """New ones and known ones, each as it is: only what is open and known to the processor is looked at."""
+    bookings = [replace(BOOKING, id=BookingId(f"b{n}")) for n in range(4)]
+    first, second, third, fourth = (an_intent(booking, f"p{n}") for n, booking in enumerate(bookings))
+    closed = replace(second, is_closed=True, charge_id="ch")
+    nameless = replace(third, intent_id=None, creating_until=NOW, creating_key="k")
+    async with database.write() as unit:
+        await unit.payments.put_intents(first, second)
+        with recorded(database) as seen:
+            await unit.payments.put_intents(replace(first, create_number=2), closed, nameless, fourth)
+        assert len(seen) == 2
+        named = ["p3", "p2", "p1", "p0", "none"]
+        found = await unit.payments.intents([PaymentId(each) for each in named])
+        assert await unit.payments.intents([]) == {}
+        await unit.commit()
+    assert found == {
+        "p0": replace(first, create_number=2),
+        "p1": closed,
+        "p2": nameless,
+        "p3": fourth,
+    }
+    await make_due(database)
+    async with database.write() as unit:
+        due = await unit.payments.claim_open_intents(lease_s=60, limit=9)
+    assert sorted(intent.payment_id for intent in due) == ["p0", "p3"]
+
+
 async def test_due_intents_are_leased_to_one_caller(database: Database) -> None:
     """Five callers at once share twenty due intents; nobody's are claimed again before the lease is over."""
     async with database.write() as unit:
         for n in range(20):
-            await unit.payments.put_intent(an_intent(replace(BOOKING, id=BookingId(f"b{n}")), f"p{n}"))
-        await unit.payments.put_intent(
+            await unit.payments.put_intents(an_intent(replace(BOOKING, id=BookingId(f"b{n}")), f"p{n}"))
+        await unit.payments.put_intents(
             an_intent(replace(BOOKING, id=BookingId("new")), "new", intent_id=None)
         )
-        await unit.payments.put_intent(
+        await unit.payments.put_intents(
             an_intent(replace(BOOKING, id=BookingId("old")), "old", is_closed=True)
         )
         assert await unit.payments.claim_open_intents(lease_s=60, limit=9) == [], (
@@ -171,7 +198,7 @@ async def test_intent_is_looked_at_again_when_it_was_said(database: Database) ->
 
     async def put(record: IntentRecord) -> None:
         async with database.write() as unit:
-            await unit.payments.put_intent(record)
+            await unit.payments.put_intents(record)
             await unit.commit()
 
     await put(record)
@@ -198,14 +225,16 @@ async def test_webhook_counts_once(database: Database) -> None:
 
     async def hear(event_id: str) -> bool:
         async with database.write() as unit:
-            is_first = await unit.payments.add_webhook(event_id)
+            is_first = await unit.payments.add_webhooks([event_id]) == {event_id}
             await unit.commit()
             return is_first
 
     async with database.write() as unit:
-        assert await unit.payments.add_webhook("evt_1")
+        assert await unit.payments.add_webhooks(["evt_1"]) == {"evt_1"}
     assert sum(await asyncio.gather(*(hear("evt_1") for _ in range(10)))) == 1
     assert await hear("evt_2")
+    async with database.write() as unit:
+        assert await unit.payments.add_webhooks(["evt_3", "evt_2", "evt_1", "evt_0"]) == {"evt_0", "evt_3"}
 
 
 # ---------------------------------------------------------------- idempotency keys

@@ -257,10 +257,8 @@ class PaymentStore(Protocol):
         """One attempt."""
         ...
 
-    async def save_action(
-        self, payment_id: PaymentId, *, client_secret: str, redirect_url: str | None
-    ) -> None:
-        """Keep what the buyer needs to authenticate."""
+    async def save_actions(self, actions: Mapping[PaymentId, tuple[str, str | None]]) -> None:
+        """Keep what the buyers need to authenticate: the client secret and the page of each attempt."""
         ...
 
     async def action(self, payment_id: PaymentId) -> tuple[str, str | None]:
@@ -275,12 +273,16 @@ class PaymentStore(Protocol):
         """The intent whose metadata carries this id. Read it under the booking's lock."""
         ...
 
+    async def intents(self, payment_ids: Collection[PaymentId]) -> Mapping[PaymentId, IntentRecord]:
+        """Those intents that exist, by the id in their metadata. Read them under the bookings' locks."""
+        ...
+
     async def with_open_intents(self, booking_ids: Sequence[BookingId]) -> set[BookingId]:
         """Those that have a live intent."""
         ...
 
-    async def put_intent(self, record: IntentRecord) -> None:
-        """Insert or overwrite. Look at it again soon, while it is not closed."""
+    async def put_intents(self, *records: IntentRecord) -> None:
+        """Insert or overwrite each. Look at it again soon, while it is not closed."""
         ...
 
     async def find_intent(
@@ -309,8 +311,8 @@ class PaymentStore(Protocol):
         """Attempts whose refund failed, oldest first."""
         ...
 
-    async def add_webhook(self, event_id: str) -> bool:
-        """Whether this is the event's first time. Stored together with its effect."""
+    async def add_webhooks(self, event_ids: Collection[str]) -> set[str]:
+        """Those events whose first time this is. Stored together with their effects."""
         ...
 
     async def reap_webhooks(self, *, before: datetime, limit: int) -> int:

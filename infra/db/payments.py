@@ -1,6 +1,6 @@
 """Attempts, their intents at the processor, refunds, and the webhooks heard."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -76,11 +76,13 @@ class SqlPaymentStore:
         row = await self._statements.row(select(payments).where(payments.c.id == payment_id))
         return None if row is None else payment_from(row)
 
-    async def save_action(
-        self, payment_id: PaymentId, *, client_secret: str, redirect_url: str | None
-    ) -> None:
-        """Keep what the buyer needs to authenticate."""
-        await self._change_one(payment_id, client_secret=client_secret, redirect_url=redirect_url)
+    async def save_actions(self, actions: Mapping[PaymentId, tuple[str, str | None]]) -> None:
+        """Keep what the buyers need to authenticate: the client secret and the page of each attempt."""
+        rows = [
+            {"of_payment": payment_id, "client_secret": client_secret, "redirect_url": redirect_url}
+            for payment_id, (client_secret, redirect_url) in actions.items()
+        ]
+        await self._statements.change(_SAVE_ACTION, rows)
 
     async def action(self, payment_id: PaymentId) -> tuple[str, str | None]:
         """The client secret and the page on which the buyer authenticates."""
@@ -98,6 +100,14 @@ class SqlPaymentStore:
         """The intent whose metadata carries this id. Read it under the booking's lock."""
         return await self._intent(payment_intents.c.payment_id == payment_id)
 
+    async def intents(self, payment_ids: Collection[PaymentId]) -> dict[PaymentId, IntentRecord]:
+        """Those intents that exist, by the id in their metadata. Read them under the bookings' locks."""
+        if not payment_ids:
+            return {}
+        named = self._statements.one_of(payment_intents.c.payment_id, payment_ids)
+        rows = await self._statements.rows(select(payment_intents).where(named))
+        return {PaymentId(row.payment_id): _intent_from(row) for row in rows}
+
     async def with_open_intents(self, booking_ids: Sequence[BookingId]) -> set[BookingId]:
         """Those that have a live intent."""
         rows = await self._statements.rows(
@@ -107,26 +117,20 @@ class SqlPaymentStore:
         )
         return {BookingId(row.booking_id) for row in rows}
 
-    async def put_intent(self, record: IntentRecord) -> None:
-        """Insert or overwrite. Look at it again soon, while it is not closed."""
-        values = {
-            "intent_id": record.intent_id,
-            "create_number": record.create_number,
-            "charge_id": record.charge_id,
-            "is_closed": record.is_closed,
-            "creating_until": record.creating_until,
-            "creating_key": record.creating_key,
-            # Without the processor's id nothing can be asked, and no money can have moved.
-            "look_at": None
-            if record.is_closed or record.intent_id is None
-            else self._statements.clock(plus_s=SETTLE_DELAY_S),
-            "asked": 0,
-        }
-        await self._statements.change(
-            self._statements.insert(payment_intents)
-            .values(payment_id=record.payment_id, booking_id=record.booking_id, **values)
-            .on_conflict_do_update(index_elements=["payment_id"], set_=values)
+    async def put_intents(self, *records: IntentRecord) -> None:
+        """Insert or overwrite each. Look at it again soon, while it is not closed."""
+        insert = self._statements.insert(payment_intents)
+        put = insert.on_conflict_do_update(
+            index_elements=["payment_id"], set_={name: insert.excluded[name] for name in _PUT}
         )
+        # Without the processor's id nothing can be asked, and no money can have moved.
+        open_ones = [_put_row(each) for each in records if not each.is_closed and each.intent_id is not None]
+        others = [_put_row(each) for each in records if each.is_closed or each.intent_id is None]
+        if open_ones:
+            soon = self._statements.clock(plus_s=SETTLE_DELAY_S)
+            await self._statements.change(put.values(look_at=soon), open_ones)
+        if others:
+            await self._statements.change(put.values(look_at=None), others)
 
     async def find_intent(
         self, *, payment_id: PaymentId | None, intent_id: str | None
@@ -190,7 +194,9 @@ class SqlPaymentStore:
 
     async def raise_refund_number(self, payment_id: PaymentId) -> None:
         """The processor stored an error under the last refund key: use a new one."""
-        await self._change_one(payment_id, refund_number=payments.c.refund_number + 1)
+        raised = update(payments).values(refund_number=payments.c.refund_number + 1)
+        changed = await self._statements.change(raised.where(payments.c.id == payment_id))
+        assert changed == 1, "the attempt exists"
 
     async def failed_refunds(self, *, limit: int) -> list[Payment]:
         """Attempts whose refund failed, oldest first."""
@@ -202,14 +208,18 @@ class SqlPaymentStore:
         )
         return [payment_from(row) for row in rows]
 
-    async def add_webhook(self, event_id: str) -> bool:
-        """Whether this is the event's first time. Concurrency: waits for a parallel one to commit."""
-        added = await self._statements.change(
+    async def add_webhooks(self, event_ids: Collection[str]) -> set[str]:
+        """Those events whose first time this is. Concurrency: waits for parallel ones to commit, in one order."""
+        if not event_ids:
+            return set()
+        added = await self._statements.rows(
             self._statements.insert(webhook_events)
-            .values(event_id=event_id, received_at=self._statements.clock())
+            .values(received_at=self._statements.clock())
             .on_conflict_do_nothing(index_elements=["event_id"])
+            .returning(webhook_events.c.event_id),
+            [{"event_id": event_id} for event_id in sorted(event_ids)],
         )
-        return added == 1
+        return {row.event_id for row in added}
 
     async def reap_webhooks(self, *, before: datetime, limit: int) -> int:
         """Forget up to `limit` events heard before then; how many it were."""
@@ -235,28 +245,27 @@ class SqlPaymentStore:
 
     async def _intent(self, *where: ColumnElement[bool]) -> IntentRecord | None:
         row = await self._statements.row(select(payment_intents).where(*where))
-        if row is None:
-            return None
-        return IntentRecord(
-            payment_id=PaymentId(row.payment_id),
-            booking_id=BookingId(row.booking_id),
-            intent_id=row.intent_id,
-            create_number=row.create_number,
-            charge_id=row.charge_id,
-            is_closed=row.is_closed,
-            creating_until=row.creating_until,
-            creating_key=row.creating_key,
-        )
-
-    async def _change_one(self, payment_id: PaymentId, **values: object) -> None:
-        changed = await self._statements.change(
-            update(payments).where(payments.c.id == payment_id).values(**values)
-        )
-        assert changed == 1, "the attempt exists"
+        return None if row is None else _intent_from(row)
 
 
 _SAVE = update(payments).where(
     payments.c.id == bindparam("of_payment"), payments.c.status == bindparam("was_status")
+)
+_SAVE_ACTION = (
+    update(payments)
+    .where(payments.c.id == bindparam("of_payment"))
+    .values(client_secret=bindparam("client_secret"), redirect_url=bindparam("redirect_url"))
+)
+# What `put_intents` overwrites.
+_PUT = (
+    "intent_id",
+    "create_number",
+    "charge_id",
+    "is_closed",
+    "creating_until",
+    "creating_key",
+    "look_at",
+    "asked",
 )
 # In these words on both databases, or the partial index is not used.
 _IS_OPEN: ColumnElement[bool] = text("NOT is_closed")  # type: ignore[assignment]
@@ -277,6 +286,34 @@ def payment_from(row: Row[*tuple[Any, ...]]) -> Payment:
         captured_at=row.captured_at,
         refunded_at=row.refunded_at,
     )
+
+
+def _intent_from(row: Row[*tuple[Any, ...]]) -> IntentRecord:
+    return IntentRecord(
+        payment_id=PaymentId(row.payment_id),
+        booking_id=BookingId(row.booking_id),
+        intent_id=row.intent_id,
+        create_number=row.create_number,
+        charge_id=row.charge_id,
+        is_closed=row.is_closed,
+        creating_until=row.creating_until,
+        creating_key=row.creating_key,
+    )
+
+
+def _put_row(record: IntentRecord) -> dict[str, object]:
+    """All columns but when it is looked at, which the database's clock says."""
+    return {
+        "payment_id": record.payment_id,
+        "booking_id": record.booking_id,
+        "intent_id": record.intent_id,
+        "create_number": record.create_number,
+        "charge_id": record.charge_id,
+        "is_closed": record.is_closed,
+        "creating_until": record.creating_until,
+        "creating_key": record.creating_key,
+        "asked": 0,
+    }
 
 
 def _changing(payment: Payment) -> dict[str, object]:

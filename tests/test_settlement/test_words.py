@@ -135,7 +135,7 @@ async def stands(database: Database, name: str, booking: BookingStatus, payment:
             await unit.bookings.raise_my_page_versions([made.user_id])
         attempt = a_payment(made, f"p-{name}", status=payment, intent_id=f"pi-{name}")
         await unit.payments.add(attempt)
-        await unit.payments.put_intent(
+        await unit.payments.put_intents(
             an_intent(made, f"p-{name}", intent_id=f"pi-{name}", charge_id=OLD_CHARGE)
         )
         if payment is P.REFUND_PENDING:

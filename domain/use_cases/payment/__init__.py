@@ -161,7 +161,7 @@ async def _take_turn(
         )
     lease = timedelta(milliseconds=deps.rules.payment_timeout_ms) + timedelta(seconds=CREATE_MARGIN_S)
     taken = replace(known, creating_until=now + lease, creating_key=key)
-    await unit.payments.put_intent(taken)
+    await unit.payments.put_intents(taken)
     await unit.commit()
     return Start(booking, taken)
 
@@ -227,7 +227,7 @@ async def _send(
         turn = await turn_of(unit, start)
         if turn is not None:
             known = replace(turn, intent_id=intent_id, creating_until=None, creating_key=None)
-            await unit.payments.put_intent(known)
+            await unit.payments.put_intents(known)
         try:
             check_payable(booking, sale.is_cancelled, now)
             if turn is None:

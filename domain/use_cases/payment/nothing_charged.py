@@ -38,7 +38,7 @@ async def defer(deps: Deps, start: Start, error: GatewayError) -> Deferred:
         turn = await turn_of(unit, start)
         if turn is not None:
             number = turn.create_number + (1 if is_stored else 0)
-            await unit.payments.put_intent(
+            await unit.payments.put_intents(
                 replace(turn, create_number=number, creating_until=None, creating_key=None)
             )
         if booking.status not in PAYABLE:

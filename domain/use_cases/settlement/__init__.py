@@ -82,7 +82,7 @@ async def settle(
     async with deps.write("settle") as unit:
         locked = await unit.bookings.lock([booking_id])
         assert locked, "an intent belongs to a booking"
-        if webhook_id is not None and not await unit.payments.add_webhook(webhook_id):
+        if webhook_id is not None and not await unit.payments.add_webhooks([webhook_id]):
             return None
         settled = await _settle_locked(unit, locked[0], intent)
         await unit.commit()
@@ -97,7 +97,7 @@ async def _settle_locked(unit: WriteUnit, booking: Booking, intent: Intent) -> S
         return None
     if not attempts:
         if intent.status is IntentStatus.CANCELED:
-            await unit.payments.put_intent(replace(intent_record, is_closed=True))
+            await unit.payments.put_intents(replace(intent_record, is_closed=True))
         return None
     case = _Case(unit, await unit.now(), booking, booking, payments, attempts[-1], intent_record)
     if intent.status is IntentStatus.SUCCEEDED:
@@ -111,7 +111,7 @@ async def _settle_locked(unit: WriteUnit, booking: Booking, intent: Intent) -> S
     is_closed = intent.status in {IntentStatus.SUCCEEDED, IntentStatus.CANCELED}
     learned = replace(case.record, is_closed=is_closed, charge_id=intent.charge_id or case.record.charge_id)
     if learned != case.record:
-        await unit.payments.put_intent(learned)
+        await unit.payments.put_intents(learned)
     return Settled(case.new, case.attempt)
 
 
@@ -192,9 +192,7 @@ async def _refunded(case: _Case) -> None:
 async def _action_required(case: _Case, intent: Intent) -> None:
     if case.attempt.status not in UNSETTLED:
         return
-    await case.unit.payments.save_action(
-        case.attempt.id, client_secret=intent.client_secret, redirect_url=intent.redirect_url
-    )
+    await case.unit.payments.save_actions({case.attempt.id: (intent.client_secret, intent.redirect_url)})
     if case.attempt.status is PaymentStatus.REQUIRES_ACTION:
         return
     await case.move_attempt(PaymentStatus.REQUIRES_ACTION)
@@ -327,7 +325,7 @@ async def hear_webhook(
         if known is None or intent_id is None:
             return False
         if not is_refund_failed and await _is_over(unit, known):
-            await unit.payments.add_webhook(webhook_id)
+            await unit.payments.add_webhooks([webhook_id])
             await unit.commit()
             return True
     intent = await deps.gateway.retrieve_intent(intent_id)

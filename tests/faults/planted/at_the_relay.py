@@ -74,7 +74,7 @@ async def seen_before_it_is_heard(
 ) -> bool:
     """The webhook is remembered first, and then acted on."""
     async with deps.write("webhook.find") as unit:
-        is_new = await unit.payments.add_webhook(webhook_id)
+        is_new = await unit.payments.add_webhooks([webhook_id]) == {webhook_id}
         known = await unit.payments.find_intent(payment_id=payment_id, intent_id=intent_id)
         await unit.commit()
     if is_new and known is not None and intent_id is not None:
