@@ -235,6 +235,15 @@ async def test_reader_sees_one_moment_and_writes_nothing(database: Database) -> 
     assert len(await database.reads.bookings([BookingId("b")])) == 1
 
 
+async def test_the_concert_of_a_booking_is_told_without_the_rest(database: Database) -> None:
+    """Of those bookings that exist."""
+    for name in ("c1", "c2"):
+        sale = await open_sale(database, a_sale(name))
+        await put_booking(database, a_booking(sale, f"b-{name}"))
+    asked = [BookingId("b-c1"), BookingId("b-c2"), BookingId("none")]
+    assert await database.reads.booked_concerts(asked) == {"b-c1": "c1", "b-c2": "c2"}
+
+
 # ---------------------------------------------------------------- cost
 Read = Callable[[Database], Awaitable[Any]]
 IDS = [ConcertId(f"c{n}") for n in range(3)]
@@ -252,6 +261,7 @@ COSTS: list[tuple[str, int, Read]] = [
     ("ticket_types_of", 1, lambda d: d.reads.ticket_types_of(IDS)),
     ("sales", 1, lambda d: d.reads.sales(IDS)),
     ("bookings", 2, lambda d: d.reads.bookings([BookingId(f"b{n}") for n in range(5)])),
+    ("booked_concerts", 1, lambda d: d.reads.booked_concerts([BookingId(f"b{n}") for n in range(5)])),
     ("my_bookings", 2, lambda d: d.reads.my_bookings([BookingId(f"b{n}") for n in range(5)])),
     ("my_page_version", 1, lambda d: d.reads.my_page_version(UserId("ada"))),
     ("my_page", 3, lambda d: d.reads.my_page(UserId("ada"), PageQuery(9), statuses=None)),

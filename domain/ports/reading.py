@@ -64,6 +64,10 @@ class Reads(Protocol):
         """Bookings with their items by id."""
         ...
 
+    async def booked_concerts(self, ids: Collection[BookingId]) -> Mapping[BookingId, ConcertId]:
+        """The concerts of bookings, by booking: what never changes, without the rest."""
+        ...
+
     async def payments(self, ids: Collection[PaymentId]) -> Mapping[PaymentId, Payment]:
         """Attempts by id."""
         ...

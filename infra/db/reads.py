@@ -165,6 +165,13 @@ class SqlReads:
             found = await with_items(statements, rows)
         return {booking.id: booking for booking in found}
 
+    async def booked_concerts(self, ids: Collection[BookingId]) -> Mapping[BookingId, ConcertId]:
+        """The concerts of bookings, by booking: what never changes, without the rest."""
+        async with self._readers.single() as statements:
+            named = statements.one_of(bookings.c.id, ids)
+            rows = await statements.rows(select(bookings.c.id, bookings.c.concert_id).where(named))
+        return {BookingId(row.id): ConcertId(row.concert_id) for row in rows}
+
     async def payments(self, ids: Collection[PaymentId]) -> Mapping[PaymentId, Payment]:
         """Attempts by id."""
         async with self._readers.single() as statements:
