@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "domain.events",
         "domain.ports",
         "domain.use_cases.keys",
+        "domain.use_cases.sharing",
     ),
     "domain.use_cases.payment": (
         "domain.base",

@@ -12,7 +12,6 @@ from domain.base import (
     Checker,
     ConcertId,
     DomainError,
-    InProgress,
     Money,
     NotFound,
     UserId,
@@ -32,10 +31,8 @@ from domain.booking import (
 from domain.ports import Deps, KeyScope, WriteUnit
 from domain.use_cases.booking.recording import Change, as_they_are_now, record
 from domain.use_cases.keys import once_each, scope_of
+from domain.use_cases.sharing import apart, unless_overtaken
 from domain.user import Viewer
-
-# Each time a parallel request was faster under one of the keys; a key is taken once.
-OVERTAKEN_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +69,11 @@ async def book_concert(deps: Deps, viewer: Viewer, command: BookConcert) -> Book
 
 async def _book(deps: Deps, concert_id: ConcertId, wishes: Sequence[_Wish]) -> Sequence[Booking | Exception]:
     """The outcome of each; who repeats another's key hears of that one's outcome, once it is committed."""
-    known = set()
-    firsts: list[int] = []
-    repeats: list[int] = []
-    for position, wish in enumerate(wishes):
-        is_repeat = wish.scope is not None and wish.scope.identity in known
-        (repeats if is_repeat else firsts).append(position)
-        if wish.scope is not None:
-            known.add(wish.scope.identity)
-    outcomes: dict[int, Booking | Exception] = dict(
-        zip(firsts, await _book_at_once(deps, concert_id, [wishes[p] for p in firsts]), strict=True)
-    )
-    if repeats:
-        try:
-            answers = await _book(deps, concert_id, [wishes[p] for p in repeats])
-        except Exception as failure:  # whatever it is: the others are committed, and must not be done again
-            answers = [failure] * len(repeats)
-        outcomes |= zip(repeats, answers, strict=True)
-    return [outcomes[position] for position in range(len(wishes))]
+
+    def keys(wish: _Wish) -> Sequence[object]:
+        return [] if wish.scope is None else [wish.scope.identity]
+
+    return await apart(wishes, names=keys, commit=partial(_book_at_once, deps, concert_id))
 
 
 async def _book_at_once(
@@ -100,12 +84,12 @@ async def _book_at_once(
     Concurrency: the sale's lock comes first, and everything is decided on what is committed then. The keys are the
     last locks, so that only the same person's same key waits for one.
     """
-    for _ in range(OVERTAKEN_MAX):
+
+    async def attempt() -> Sequence[Booking | DomainError] | None:
         async with deps.write("book") as unit:
-            outcomes = await _booked(deps, unit, concert_id, wishes)
-            if outcomes is not None:
-                return outcomes
-    raise InProgress
+            return await _booked(deps, unit, concert_id, wishes)
+
+    return await unless_overtaken(attempt)
 
 
 async def _booked(
