@@ -1,10 +1,12 @@
 """Group commit: requests for the same lock share a transaction instead of waiting for each other.
 
 A row lock is held for a commit, some milliseconds. With a booking per commit that is all that a hot concert sells;
-with everybody who came meanwhile in the next commit, the lock no longer is what limits it.
+with everybody who came meanwhile in the next commit, the lock no longer is what limits it. So it is with approvals
+and cancellations: the same row, locked by each.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,16 +39,16 @@ class SharedCommits:
     """The port `GroupCommit`: in each lane whoever is first carries out the commit, for all who wait behind.
 
     `batch_max` requests share a commit; with 1 nobody waits for anybody and each has a commit of its own.
-    `waiting_max` may wait in each lane, so that one keeps nobody out of another. `on_commit` hears how many shared
-    each commit.
+    `waiting_max` may wait in each lane, so that one keeps nobody out of another; with None nobody is turned away.
+    `on_commit` hears how many shared each commit.
     Concurrency: one event loop. There are no tasks of its own: a commit runs in the task of the one who leads.
     """
 
     def __init__(
-        self, *, batch_max: int, waiting_max: int, on_commit: Callable[[int], None] = lambda _: None
+        self, *, batch_max: int, waiting_max: int | None, on_commit: Callable[[int], None] = lambda _: None
     ) -> None:
         self._batch_max = batch_max
-        self._waiting_max = waiting_max
+        self._waiting_max = math.inf if waiting_max is None else waiting_max
         self._on_commit = on_commit
         # A lane is there while somebody in it carries out a commit.
         self._lanes: dict[str, deque[_Waiting]] = {}

@@ -50,7 +50,7 @@ class Counter:
         return tasks
 
 
-def counter(*, batch_max: int = 100, waiting_max: int = 100) -> Counter:
+def counter(*, batch_max: int = 100, waiting_max: int | None = 100) -> Counter:
     """With room for a hundred."""
     return Counter(SharedCommits(batch_max=batch_max, waiting_max=waiting_max))
 
@@ -205,6 +205,16 @@ async def test_no_more_wait_than_may() -> None:
     desk.open()
     assert await outcomes(tasks) == ["a done", "b done", "c done", "e done", "f done"]
     assert await desk.ask("d") == "d done"
+
+
+async def test_nobody_is_turned_away_where_any_number_may_wait() -> None:
+    """Who has been charged waits behind however many came before."""
+    desk = counter(waiting_max=None)
+    tasks = await desk.all_asking(*(str(number) for number in range(1_000)))
+    assert desk.commits.waiting == 999
+    desk.open()
+    assert await outcomes(tasks) == [f"{number} done" for number in range(1_000)]
+    assert [len(batch) for batch in desk.batches] == [1, *[100] * 9, 99]
 
 
 async def test_no_more_are_on_the_way_than_may_wait() -> None:

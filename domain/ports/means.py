@@ -83,6 +83,6 @@ class GroupCommit(Protocol):
         Where it raises, nothing is committed, and each of them is done alone; but not after DatabaseAway or
         Overloaded, which are for all.
         Concurrency: who is cancelled while waiting takes its request along; once in flight it is carried out.
-        Raises: the outcome that is an error; Overloaded at once where too many wait.
+        Raises: the outcome that is an error; Overloaded at once where too many wait, if their number has a limit.
         """
         ...
