@@ -205,6 +205,7 @@ async def running_shop(
     passwords = Argon2Passwords(max_waiting=1)
     deps = Deps(
         together=SharedCommits(batch_max=booking_batch_max, waiting_max=700),
+        settling=SharedCommits(batch_max=booking_batch_max, waiting_max=None),
         write=database.write,
         reads=database.reads,
         read_model=cast(ReadModel, None),

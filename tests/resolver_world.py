@@ -233,7 +233,7 @@ class World:
         """Only what these tests go through; the rest is not there."""
         limiter: Any = FakeLimiter(self.reads, self.refusal)
         rest: Any = dict.fromkeys(
-            ("write", "together", "sign_ins", "gateway", "passwords", "randomness", "rules")
+            ("write", "together", "settling", "sign_ins", "gateway", "passwords", "randomness", "rules")
         )
         doors: Any = {"reads": self.reads, "read_model": FakeReadModel(), "live": self.live}
         return Deps(**rest, **doors, limiter=limiter)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 import pytest
@@ -17,7 +18,7 @@ from domain.use_cases.booking import BookConcert, book_concert
 from infra.db.tables import booking_events, buyers, idempotency_keys, outbox
 from infra.db.unit import Database
 from infra.failpoints import Action, Failpoints
-from infra.group_commit import SharedCommits
+from tests import together
 from tests.db_world import a_sale, open_sale
 from tests.fake_processor import FakeProcessor
 from tests.paying import Shop, customer, running_shop
@@ -57,23 +58,15 @@ async def ask(deps: Deps, sale: Sale, wish: Wish) -> Booking | DomainError:
 
 async def all_at_once(shop: Shop, sale: Sale, wishes: Sequence[Wish]) -> list[Booking | DomainError]:
     """The first has a commit alone, which ends when all others wait: they share the second."""
-    reached = asyncio.Event()
-    failpoints = Failpoints(lambda _: reached.set())
-    sizes: list[int] = []
-    together = SharedCommits(batch_max=100, waiting_max=100, on_commit=sizes.append)
-    deps = failpoints.around(replace(shop.deps, together=together))
-    failpoints.arm("book.commit", Action.PAUSE)
-    first = asyncio.create_task(ask(deps, sale, wishes[0]))
-    await reached.wait()
-    others = []
-    for wish in wishes[1:]:
-        others.append(asyncio.create_task(ask(deps, sale, wish)))
-        await asyncio.sleep(0)
-    assert together.waiting == len(others)
-    failpoints.resume()
-    outcomes = [await task for task in (first, *others)]
-    assert sizes == [1, len(others)]
-    return outcomes
+    outcomes = await together.all_at_once(
+        shop, "book", [partial(ask, sale=sale, wish=wish) for wish in wishes]
+    )
+    told: list[Booking | DomainError] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Exception) and not isinstance(outcome, DomainError):
+            raise outcome
+        told.append(outcome)
+    return told
 
 
 def seen(outcomes: Sequence[Booking | DomainError]) -> list[object]:

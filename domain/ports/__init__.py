@@ -81,10 +81,15 @@ class Doors(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deps:
-    """Everything a use case may reach, built once in the composition root."""
+    """Everything a use case may reach, built once in the composition root.
+
+    Who begins something shares commits `together`, and is turned away where too many wait. `settling` is for what was
+    begun before and turns nobody away: money may have moved.
+    """
 
     write: Doors
     together: GroupCommit
+    settling: GroupCommit
     reads: Reads
     read_model: ReadModel
     live: LiveUpdates

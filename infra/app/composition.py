@@ -52,6 +52,7 @@ class Frontrow:
     deps: Deps
     database: Database
     commits: SharedCommits
+    settling: SharedCommits
     checks: PromiseChecks
     source: Source
     read_model: RebuildableReadModel
@@ -122,26 +123,17 @@ async def composed(
         fresh = FreshReadModel(read_model, metrics)
         stream = await _stream(settings, stack)
         wake = await stack.enter_async_context(running_wake(stream))
-
-        def committed(events: Sequence[Event]) -> None:
-            if events:
-                fresh.committed(events)
-                wake.publish_wake()
-
-        database = Database(
-            settings.database_url,
-            limits=_database_limits(settings),
-            on_commit=committed,
-            on_end=metrics.saw_transaction,
-            left_out=without,
-        )
+        database = _database(settings, metrics, fresh, wake, left_out=without)
         stack.push_async_callback(database.close)
         passwords = Argon2Passwords(max_waiting=settings.max_waiting_passwords)
         stack.callback(passwords.close)
-        commits = _commits(settings, metrics)
+        commits = _commits(settings, metrics, waiting_max=settings.db_pool_queue_max)
+        # Whoever is turned away here has been charged.
+        settling = _commits(settings, metrics, waiting_max=None)
         deps = Deps(
             write=database.write,
             together=commits,
+            settling=settling,
             reads=database.reads,
             read_model=fresh,
             live=StreamedUpdates(stream),
@@ -158,8 +150,36 @@ async def composed(
         source, checks = WriteSideSource(database), PromiseChecks(database)
         worker = _worker(settings, deps, database, queue, read_model, source, checks, metrics)
         yield Frontrow(
-            settings, deps, database, commits, checks, source, read_model, stream, worker, wake, metrics
+            settings,
+            deps,
+            database,
+            commits,
+            settling,
+            checks,
+            source,
+            read_model,
+            stream,
+            worker,
+            wake,
+            metrics,
         )
+
+
+def _database(
+    settings: Settings, metrics: Metrics, fresh: FreshReadModel, wake: Wake, *, left_out: frozenset[str]
+) -> Database:
+    def committed(events: Sequence[Event]) -> None:
+        if events:
+            fresh.committed(events)
+            wake.publish_wake()
+
+    return Database(
+        settings.database_url,
+        limits=_database_limits(settings),
+        on_commit=committed,
+        on_end=metrics.saw_transaction,
+        left_out=left_out,
+    )
 
 
 async def _read_model(settings: Settings, stack: AsyncExitStack) -> RebuildableReadModel:
@@ -204,10 +224,10 @@ async def _gateway(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
     return BreakerGateway(gateway, breaker, looks_max=at_once)
 
 
-def _commits(settings: Settings, metrics: Metrics) -> SharedCommits:
+def _commits(settings: Settings, metrics: Metrics, *, waiting_max: int | None) -> SharedCommits:
     return SharedCommits(
         batch_max=settings.booking_batch_max,
-        waiting_max=settings.db_pool_queue_max,
+        waiting_max=waiting_max,
         on_commit=metrics.bookings_per_commit.observe,
     )
 

@@ -214,7 +214,8 @@ async def _metrics(request: Request) -> Response:
             await frontrow.measure()
     except (DomainError, TimeoutError) as error:
         log.warning("metrics.old", error=str(error))
-    waiting = {**frontrow.database.waiting(), "commits": frontrow.commits.waiting}
+    commits = {"commits": frontrow.commits.waiting, "settlements": frontrow.settling.waiting}
+    waiting = {**frontrow.database.waiting(), **commits}
     for queue, length in waiting.items():
         frontrow.metrics.waiting.labels(queue=queue).set(length)
     frontrow.metrics.event_stream_connected.set(frontrow.stream.is_connected)

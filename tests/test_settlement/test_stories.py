@@ -363,7 +363,7 @@ async def expired_before_its_money(shop: Shop, sale: Sale) -> Booking:
 async def capture(shop: Shop, booking: Booking) -> Settled:
     """The processor's word about the charge is heard."""
     (entry,) = shop.processor.of_booking(booking.id)
-    settled = await settle(shop.deps, booking.id, entry.intent)
+    settled = await settle(shop.deps, booking.id, entry.intent, concert_id=booking.concert_id)
     assert settled is not None
     return settled
 

@@ -154,7 +154,7 @@ async def test_every_word_is_settled_once(shop: Shop, name: str) -> None:
         old = await stands(shop.database, label, status, payment)
         intent = replace(word.intent, id=f"pi-{label}", payment_id=PaymentId(f"p-{label}"))
         chores = await shop.chores()
-        settled = await settle(shop.deps, old.id, intent)
+        settled = await settle(shop.deps, old.id, intent, concert_id=old.concert_id)
         new = await shop.booking(old.id)
         (attempt,) = await shop.payments(old.id)
         assert settled == Settled(new, attempt), story
@@ -170,7 +170,7 @@ async def test_every_word_is_settled_once(shop: Shop, name: str) -> None:
         assert await shop.seats(old.concert_id) == (10 - held - sold, held, sold), story
         is_closed = intent.status in {S.SUCCEEDED, S.CANCELED}
         assert (await shop.open_intent(old.id) is None) == is_closed, story
-        assert await settle(shop.deps, old.id, intent) == settled, story
+        assert await settle(shop.deps, old.id, intent, concert_id=old.concert_id) == settled, story
         assert await shop.booking(old.id) == new, story
     assert await shop.broken() == []
 

@@ -71,6 +71,7 @@ class PayBooking:
 class _Unfinished:
     """An attempt waits for the buyer's authentication."""
 
+    booking: Booking
     payment: Payment
 
 
@@ -84,7 +85,7 @@ async def pay_booking(deps: Deps, viewer: Viewer, command: PayBooking) -> PayAns
     await deps.limiter.admit("pay", who=viewer.user.id)
     begun = await _begin(deps, viewer, command, scope)
     if isinstance(begun, _Unfinished):
-        answer = await _take_up(deps, command, scope, begun.payment)
+        answer = await _take_up(deps, command, scope, begun)
         if answer is not None:
             return answer
         begun = await _begin(deps, viewer, command, scope)
@@ -99,7 +100,7 @@ async def pay_booking(deps: Deps, viewer: Viewer, command: PayBooking) -> PayAns
     sent = await _send(deps, viewer, command, scope, begun, intent_id)
     if not isinstance(sent, Payment):
         return sent
-    return await _confirm(deps, command, scope, sent)
+    return await _confirm(deps, begun.booking, scope, sent)
 
 
 # ---------------------------------------------------------------- before anything is sent
@@ -127,7 +128,7 @@ async def _begin(
             raise
         payments = await unit.payments.of_booking(booking.id)
         if payments and payments[-1].status is PaymentStatus.REQUIRES_ACTION:
-            return _Unfinished(payments[-1])
+            return _Unfinished(booking, payments[-1])
         return await _take_turn(deps, unit, booking, scope, now)
 
 
@@ -180,7 +181,7 @@ async def _intent_of(deps: Deps, start: Start) -> str:
 
 
 async def _take_up(
-    deps: Deps, command: PayBooking, scope: KeyScope | None, unfinished: Payment
+    deps: Deps, command: PayBooking, scope: KeyScope | None, unfinished: _Unfinished
 ) -> PayAnswer | None:
     """The same method resumes an authentication; for another method the old intent is cancelled first.
 
@@ -189,14 +190,13 @@ async def _take_up(
     try:
         # Somebody waits for this, unlike for the reconciler's questions. Cut off, it may be asked again.
         async with asyncio.timeout(deps.rules.payment_timeout_ms / 1_000):
-            if unfinished.payment_method_id == command.payment_method_id:
-                intent = await deps.gateway.retrieve_intent(unfinished.intent_id)
+            if unfinished.payment.payment_method_id == command.payment_method_id:
+                intent = await deps.gateway.retrieve_intent(unfinished.payment.intent_id)
             else:
-                intent = await deps.gateway.cancel_intent(unfinished.intent_id)
+                intent = await deps.gateway.cancel_intent(unfinished.payment.intent_id)
     except (GatewayError, TimeoutError):
         raise payment_in_progress(command.booking_id) from None
-    settled = await settle(deps, command.booking_id, intent)
-    assert settled is not None, "the attempt is on this intent"
+    settled = await _settled(deps, unfinished.booking, intent)
     if settled.payment.status in {PaymentStatus.VOIDED, PaymentStatus.DECLINED}:
         return None
     if scope is not None:
@@ -267,7 +267,7 @@ async def _send(
     return attempt
 
 
-async def _confirm(deps: Deps, command: PayBooking, scope: KeyScope | None, attempt: Payment) -> PayAnswer:
+async def _confirm(deps: Deps, booking: Booking, scope: KeyScope | None, attempt: Payment) -> PayAnswer:
     try:
         intent = await deps.gateway.confirm_intent(
             attempt.intent_id, payment_method_id=attempt.payment_method_id, key=attempt.id
@@ -276,17 +276,17 @@ async def _confirm(deps: Deps, command: PayBooking, scope: KeyScope | None, atte
         return await not_charged(deps, attempt, retry_after_ms=error.retry_after_ms)
     except RequestRefused as error:
         if error.code == "payment_intent_unexpected_state":
-            return await answer_to(deps, await mark_unknown(deps, command.booking_id, attempt.id))
+            return await answer_to(deps, await mark_unknown(deps, booking.id, attempt.id))
         refusal = InvalidInput((FieldError(("paymentMethodId",), "is not one that can be charged"),))
         await method_refused(deps, attempt, scope, refusal)
         raise refusal from error
     except OutcomeUnknown:
-        return await answer_to(deps, await mark_unknown(deps, command.booking_id, attempt.id))
-    return await answer_to(deps, await _settled(deps, command.booking_id, intent))
+        return await answer_to(deps, await mark_unknown(deps, booking.id, attempt.id))
+    return await answer_to(deps, await _settled(deps, booking, intent))
 
 
-async def _settled(deps: Deps, booking_id: BookingId, intent: Intent) -> Settled:
-    settled = await settle(deps, booking_id, intent)
+async def _settled(deps: Deps, booking: Booking, intent: Intent) -> Settled:
+    settled = await settle(deps, booking.id, intent, concert_id=booking.concert_id)
     assert settled is not None, "the attempt is on this intent"
     return settled
 

@@ -2,19 +2,21 @@
 
 `settle` is the one place where money and bookings meet. Whoever hears something (the payer's own request, the
 reconciler, a webhook, a retried refund) re-reads the intent and calls it; order and repetition don't matter.
+What is to be settled of one concert at a time shares a transaction, so that a hot concert's sale is locked once for
+all who pay. `settling` reads and writes, `verdicts` decides.
 """
 
 import math
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 
-from domain.base import BookingId, PaymentId, PaymentStatus
-from domain.booking import HOLDING, Action, Booking, BookingStatus
+from domain.base import BookingId, ConcertId, PaymentId, PaymentStatus
+from domain.booking import BookingStatus
 from domain.events import IntentAbandoned
-from domain.payment import Intent, IntentStatus, Payment
 from domain.ports import Deps, IntentRecord, OpenIntent, WriteUnit
-from domain.use_cases.booking import Change, lock_sale_of, record, request_refunds, sale_of, showing
+from domain.use_cases.booking import Change, record, sale_of, showing
 from domain.use_cases.settlement.refunds import refund_payment, retry_failed_refunds
+from domain.use_cases.settlement.settling import settle
+from domain.use_cases.settlement.verdicts import UNSETTLED, Settled
 
 __all__ = [
     "Settled",
@@ -32,203 +34,10 @@ __all__ = [
 RECONCILE_LEASE_S = 15.0
 # Between two looks at an open intent; the last one repeats.
 LOOK_AGAIN_S = (1.0, 1.0, 2.0, 2.0, 3.0, 5.0, 10.0, 30.0)
-UNSETTLED = frozenset({PaymentStatus.PROCESSING, PaymentStatus.REQUIRES_ACTION, PaymentStatus.UNKNOWN})
 # On a closed intent nothing follows on these, unless a refund fails.
 OVER = frozenset({PaymentStatus.DECLINED, PaymentStatus.VOIDED, PaymentStatus.REFUNDED})
-# We did not count on this money any more or not yet; the processor's word about it wins.
-CAPTURABLE = UNSETTLED | {PaymentStatus.DECLINED, PaymentStatus.VOIDED}
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """Where the booking and the intent's latest attempt stand now."""
-
-    booking: Booking
-    payment: Payment
-
-
-@dataclass(slots=True)
-class _Case:
-    """One booking under its lock, with everything a verdict may change."""
-
-    unit: WriteUnit
-    now: datetime
-    old: Booking
-    new: Booking
-    payments: list[Payment]
-    attempt: Payment
-    record: IntentRecord
-
-    async def move_attempt(self, status: PaymentStatus, *, decline_code: str | None = None) -> None:
-        """Write the attempt's new standing."""
-        moved = self.attempt.becoming(status, self.now, decline_code=decline_code)
-        await self.unit.payments.save((self.attempt, moved))
-        self.show_attempt(moved)
-
-    def show_attempt(self, moved: Payment) -> None:
-        """The attempt as it was written."""
-        self.payments[self.payments.index(self.attempt)] = moved
-        self.attempt = moved
-
-
-async def settle(
-    deps: Deps, booking_id: BookingId, intent: Intent, *, webhook_id: str | None = None
-) -> Settled | None:
-    """Booking and payment agree with what the processor says of `intent`, in one transaction.
-
-    Returns None where the intent was never confirmed by us, or the webhook was heard before.
-    Concurrency: the booking's lock orders all callers; saying the same again changes nothing.
-    """
-    async with deps.write("settle") as unit:
-        locked = await unit.bookings.lock([booking_id])
-        assert locked, "an intent belongs to a booking"
-        if webhook_id is not None and not await unit.payments.add_webhooks([webhook_id]):
-            return None
-        settled = await _settle_locked(unit, locked[0], intent)
-        await unit.commit()
-    return settled
-
-
-async def _settle_locked(unit: WriteUnit, booking: Booking, intent: Intent) -> Settled | None:
-    payments = await unit.payments.of_booking(booking.id)
-    attempts = [payment for payment in payments if payment.intent_id == intent.id]
-    intent_record = await _record_of(unit, booking.id, intent, attempts)
-    if intent_record is None:
-        return None
-    if not attempts:
-        if intent.status is IntentStatus.CANCELED:
-            await unit.payments.put_intents(replace(intent_record, is_closed=True))
-        return None
-    case = _Case(unit, await unit.now(), booking, booking, payments, attempts[-1], intent_record)
-    if intent.status is IntentStatus.SUCCEEDED:
-        await _succeeded(case, intent)
-    elif intent.status is IntentStatus.CANCELED:
-        await _came_to_nothing(case, PaymentStatus.VOIDED, None)
-    elif intent.status is IntentStatus.REQUIRES_ACTION:
-        await _action_required(case, intent)
-    elif intent.status is IntentStatus.REQUIRES_PAYMENT_METHOD and _is_declined(case, intent):
-        await _came_to_nothing(case, PaymentStatus.DECLINED, intent.decline_code or "card_declined")
-    is_closed = intent.status in {IntentStatus.SUCCEEDED, IntentStatus.CANCELED}
-    learned = replace(case.record, is_closed=is_closed, charge_id=intent.charge_id or case.record.charge_id)
-    if learned != case.record:
-        await unit.payments.put_intents(learned)
-    return Settled(case.new, case.attempt)
-
-
-async def _record_of(
-    unit: WriteUnit, booking_id: BookingId, intent: Intent, attempts: list[Payment]
-) -> IntentRecord | None:
-    """Our record of the intent, by its metadata or, where that is missing, by its first attempt."""
-    payment_id = intent.payment_id or (attempts[0].id if attempts else None)
-    if payment_id is None:
-        return None
-    found = await unit.payments.intent(payment_id)
-    return found if found is not None and found.booking_id == booking_id else None
-
-
-def _is_declined(case: _Case, intent: Intent) -> bool:
-    """Whether this attempt was declined. An earlier attempt's failed charge says nothing about a later one."""
-    if case.attempt.status is PaymentStatus.REQUIRES_ACTION:
-        return True
-    return intent.charge_id is not None and intent.charge_id != case.record.charge_id
-
-
-async def _succeeded(case: _Case, intent: Intent) -> None:
-    is_back = intent.is_disputed or intent.refunded_minor >= case.attempt.amount.amount_minor
-    if case.attempt.status in CAPTURABLE:
-        await _captured(case)
-    if is_back and case.attempt.status in {
-        PaymentStatus.CAPTURED,
-        PaymentStatus.REFUND_PENDING,
-        PaymentStatus.REFUND_FAILED,
-    }:
-        await _refunded(case)
-    elif intent.is_refund_failed and not is_back and case.attempt.status is PaymentStatus.REFUNDED:
-        await case.move_attempt(PaymentStatus.REFUND_FAILED)
-        await _record_touched(case)
-
-
-async def _captured(case: _Case) -> None:
-    """The money is here: the booking is APPROVED in the same transaction, or the money goes back, once."""
-    await case.move_attempt(PaymentStatus.CAPTURED)
-    is_approvable = case.old.status in HOLDING
-    sale = None
-    if is_approvable or case.old.status is BookingStatus.EXPIRED:
-        sale = await lock_sale_of(case.unit, case.old)
-    may_sell = sale is not None and not sale.is_cancelled and sale.halted_at is None
-    if sale is not None and case.old.status is BookingStatus.EXPIRED and may_sell:
-        user_id = case.old.user_id
-        owned = await case.unit.bookings.live_ticket_quantities([user_id], case.old.concert_id)
-        is_within_limit = owned.get(user_id, 0) + case.old.ticket_quantity <= sale.max_tickets_per_user
-        is_approvable = is_within_limit and sale.has_seats(case.old.quantities)
-    if not is_approvable or sale is None:
-        (refunding,) = await request_refunds(case.unit, [case.attempt], case.now)
-        case.show_attempt(refunding)
-        await _record_touched(case)
-        return
-    moved = (
-        sale.with_sold_again(case.old.quantities)
-        if case.old.status is BookingStatus.EXPIRED
-        else sale.with_sold(case.old.quantities)
-    )
-    case.new = showing(case.old.after(Action.CAPTURE, case.now), case.payments)
-    await record(case.unit, [Change(case.old, case.new, moved)], sale=sale)
-
-
-async def _refunded(case: _Case) -> None:
-    """The money went back. An approved booking was reversed at the processor: it is CANCELLED."""
-    await case.move_attempt(PaymentStatus.REFUNDED)
-    current = case.new
-    if current.status is not BookingStatus.APPROVED:
-        case.old, case.new = current, current
-        await _record_touched(case)
-        return
-    sale = await lock_sale_of(case.unit, current)
-    case.old, case.new = current, showing(current.after(Action.REVERSE, case.now), case.payments)
-    moved = sale.with_sold_released(current.quantities)
-    await record(case.unit, [Change(case.old, case.new, moved)], sale=sale)
-
-
-async def _action_required(case: _Case, intent: Intent) -> None:
-    if case.attempt.status not in UNSETTLED:
-        return
-    await case.unit.payments.save_actions({case.attempt.id: (intent.client_secret, intent.redirect_url)})
-    if case.attempt.status is PaymentStatus.REQUIRES_ACTION:
-        return
-    await case.move_attempt(PaymentStatus.REQUIRES_ACTION)
-    await _return(case)
-
-
-async def _came_to_nothing(case: _Case, status: PaymentStatus, decline_code: str | None) -> None:
-    """The attempt is over and nothing was charged."""
-    if case.attempt.status not in UNSETTLED:
-        return
-    await case.move_attempt(status, decline_code=decline_code)
-    await _return(case)
-
-
-async def _return(case: _Case) -> None:
-    """A booking that waited for this attempt can be paid again."""
-    if case.old.status is BookingStatus.PAYMENT_PENDING:
-        case.new = showing(case.old.returned(case.now), case.payments)
-        await _record_still(case)
-    else:
-        await _record_touched(case)
-
-
-async def _record_touched(case: _Case) -> None:
-    """Only the payment's standing changed."""
-    case.new = showing(case.old.touched(case.now), case.payments)
-    await _record_still(case)
-
-
-async def _record_still(case: _Case) -> None:
-    """Record the change of a booking that moved no stock."""
-    sale = await sale_of(case.unit, case.old)
-    await record(case.unit, [Change(case.old, case.new, sale)], sale=sale)
-
-
-# ---------------------------------------------------------------- who asks
 async def mark_unknown(deps: Deps, booking_id: BookingId, payment_id: PaymentId) -> Settled:
     """The answer to a sent attempt got lost: it is UNKNOWN until the reconciler has settled it."""
     async with deps.write("mark_unknown") as unit:
@@ -264,13 +73,13 @@ async def reconcile(deps: Deps, claimed: OpenIntent) -> None:
     """
     wait_s = LOOK_AGAIN_S[min(claimed.asked, len(LOOK_AGAIN_S) - 1)]
     try:
-        settled = await settle(
-            deps, claimed.booking_id, await deps.gateway.retrieve_intent(claimed.intent_id)
-        )
+        concert_id = (await deps.reads.booked_concerts([claimed.booking_id]))[claimed.booking_id]
+        said = await deps.gateway.retrieve_intent(claimed.intent_id)
+        settled = await settle(deps, claimed.booking_id, said, concert_id=concert_id)
         patience_s = math.inf if settled is None else await _patience_s(deps, settled)
         if patience_s <= 0:
             canceled = await deps.gateway.cancel_intent(claimed.intent_id)
-            await settle(deps, claimed.booking_id, canceled)
+            await settle(deps, claimed.booking_id, canceled, concert_id=concert_id)
         else:
             wait_s = min(wait_s, patience_s)
     finally:
@@ -302,9 +111,11 @@ async def close_intent(deps: Deps, event: IntentAbandoned) -> None:
     """
     async with deps.write("close_intent") as unit:
         open_intent = await unit.payments.open_intent(event.booking_id)
-    if open_intent is None or open_intent.intent_id is None:
-        return
-    await settle(deps, event.booking_id, await deps.gateway.cancel_intent(open_intent.intent_id))
+        if open_intent is None or open_intent.intent_id is None:
+            return
+        concert_id = await _concert_of(unit, event.booking_id)
+    canceled = await deps.gateway.cancel_intent(open_intent.intent_id)
+    await settle(deps, event.booking_id, canceled, concert_id=concert_id)
 
 
 async def hear_webhook(
@@ -328,10 +139,17 @@ async def hear_webhook(
             await unit.payments.add_webhooks([webhook_id])
             await unit.commit()
             return True
+        concert_id = await _concert_of(unit, known.booking_id)
     intent = await deps.gateway.retrieve_intent(intent_id)
     intent = replace(intent, is_refund_failed=is_refund_failed)
-    await settle(deps, known.booking_id, intent, webhook_id=webhook_id)
+    await settle(deps, known.booking_id, intent, concert_id=concert_id, webhook_id=webhook_id)
     return True
+
+
+async def _concert_of(unit: WriteUnit, booking_id: BookingId) -> ConcertId:
+    """The booking's concert, read without a lock: it never changes."""
+    (booking,) = await unit.bookings.get([booking_id])
+    return booking.concert_id
 
 
 async def _is_over(unit: WriteUnit, intent: IntentRecord) -> bool:

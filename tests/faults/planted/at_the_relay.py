@@ -78,7 +78,9 @@ async def seen_before_it_is_heard(
         known = await unit.payments.find_intent(payment_id=payment_id, intent_id=intent_id)
         await unit.commit()
     if is_new and known is not None and intent_id is not None:
-        await settle(deps, known.booking_id, await deps.gateway.retrieve_intent(intent_id))
+        intent = await deps.gateway.retrieve_intent(intent_id)
+        concerts = await deps.reads.booked_concerts([known.booking_id])
+        await settle(deps, known.booking_id, intent, concert_id=concerts[known.booking_id])
     return True
 
 
