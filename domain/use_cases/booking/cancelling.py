@@ -3,21 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
-from domain.base import BookingId, Checker, NotFound, PaymentStatus
+from domain.base import BookingId, Checker, DomainError, NotFound, PaymentStatus
 from domain.booking import LIVE, Action, Booking, BookingStatus, Sale, SaleClosed, check_cancellable
 from domain.events import IntentAbandoned, RefundRequested
 from domain.payment import Payment
-from domain.ports import Deps, WriteUnit
+from domain.ports import Deps, KeyScope, WriteUnit
 from domain.use_cases.booking.recording import (
     Change,
     as_they_are_now,
     lock_sale_of,
-    lock_visible,
+    may_see,
     record,
     showing,
 )
-from domain.use_cases.keys import once, scope_of
+from domain.use_cases.keys import once_each, scope_of
+from domain.use_cases.sharing import apart, unless_overtaken
 from domain.user import Viewer
 
 REASON_MAX_LENGTH = 500
@@ -34,29 +36,100 @@ class CancelBooking:
     idempotency_key: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Who wants what cancelled, under which key."""
+
+    viewer: Viewer
+    command: CancelBooking
+    scope: KeyScope | None
+
+
 async def cancel_booking(deps: Deps, viewer: Viewer, command: CancelBooking) -> Booking:
     """The booking is CANCELLED, its seats are free again and its money is on the way back.
 
-    Raises: NotFound (also for somebody else's booking), InvalidInput, BookingState, IdempotencyMismatch.
+    Concurrency: group commit. Who cancels while others of the same concert are being cancelled shares the next
+    transaction with all who do; each is answered after the commit, with an outcome of its own.
+    Raises: NotFound (also for somebody else's booking), InvalidInput, BookingState, IdempotencyMismatch, Overloaded.
     """
-    scope = scope_of(viewer.user.id, "cancelBooking", command)
-    async with deps.write("cancel") as unit:
-        booking = await lock_visible(unit, viewer, command.booking_id)
+    wish = _Wish(viewer, command, scope_of(viewer.user.id, "cancelBooking", command))
+    concerts = await deps.reads.booked_concerts([command.booking_id])
+    # One that does not exist has no concert, and is not found in a lane of its own.
+    lane = concerts.get(command.booking_id, command.booking_id)
+    return await deps.together(f"cancel {lane}", wish, partial(_cancel, deps))
 
-        async def act() -> Booking:
-            if booking is None:
-                raise NotFound("booking")
-            check = Checker()
-            check.text(command.reason or "", ("reason",), max_length=REASON_MAX_LENGTH, min_length=0)
-            check.done()
-            sale = await lock_sale_of(unit, booking)
-            check_cancellable(booking, sale.starts_at, await unit.now())
-            return (await cancel_locked(unit, [booking], sale=sale))[0]
 
-        async def replay(reference: str) -> Booking:
-            return (await as_they_are_now(unit, [reference]))[reference]
+async def _cancel(deps: Deps, wishes: Sequence[_Wish]) -> Sequence[Booking | Exception]:
+    """The outcome of each; who repeats a key or a booking comes after the other one's commit."""
 
-        return await once(unit, scope, act=act, reference=lambda done: done.id, replay=replay)
+    def names(wish: _Wish) -> Sequence[object]:
+        booking_id = wish.command.booking_id
+        return [booking_id] if wish.scope is None else [booking_id, wish.scope.identity]
+
+    return await apart(wishes, names=names, commit=partial(_cancel_at_once, deps))
+
+
+async def _cancel_at_once(deps: Deps, wishes: Sequence[_Wish]) -> Sequence[Booking | DomainError]:
+    """The outcome of each, after one commit. All are of one concert; no two have the same booking or key."""
+
+    async def attempt() -> Sequence[Booking | DomainError] | None:
+        async with deps.write("cancel") as unit:
+            return await _cancelled(unit, wishes)
+
+    return await unless_overtaken(attempt)
+
+
+async def _cancelled(unit: WriteUnit, wishes: Sequence[_Wish]) -> Sequence[Booking | DomainError] | None:
+    booking_ids = sorted(wish.command.booking_id for wish in wishes)
+    locked = {booking.id: booking for booking in await unit.bookings.lock(booking_ids)}
+
+    async def act(positions: Sequence[int]) -> Sequence[Booking | DomainError]:
+        return await _cancel_those(unit, [wishes[position] for position in positions], locked)
+
+    return await once_each(
+        unit,
+        [wish.scope for wish in wishes],
+        act=act,
+        reference=lambda booking: booking.id,
+        replay=partial(as_they_are_now, unit),
+    )
+
+
+async def _cancel_those(
+    unit: WriteUnit, wishes: Sequence[_Wish], locked: Mapping[BookingId, Booking]
+) -> list[Booking | DomainError]:
+    """Refuse those that can't be cancelled, then cancel the others all at once."""
+    outcomes: dict[BookingId, Booking | DomainError] = {}
+    asked: list[Booking] = []
+    for wish in wishes:
+        try:
+            asked.append(_asked(wish, locked.get(wish.command.booking_id)))
+        except DomainError as refusal:
+            outcomes[wish.command.booking_id] = refusal
+    if asked:
+        sale = await lock_sale_of(unit, asked[0])
+        now = await unit.now()
+        granted: list[Booking] = []
+        for booking in asked:
+            try:
+                check_cancellable(booking, sale.starts_at, now)
+            except DomainError as refusal:
+                outcomes[booking.id] = refusal
+            else:
+                granted.append(booking)
+        if granted:
+            outcomes |= {booking.id: booking for booking in await cancel_locked(unit, granted, sale=sale)}
+    return [outcomes[wish.command.booking_id] for wish in wishes]
+
+
+def _asked(wish: _Wish, booking: Booking | None) -> Booking:
+    """The booking. Raises: NotFound where it is none of the person's business, InvalidInput."""
+    if booking is None or not may_see(wish.viewer, booking):
+        raise NotFound("booking")
+    check = Checker()
+    check.text(wish.command.reason or "", ("reason",), max_length=REASON_MAX_LENGTH, min_length=0)
+    check.done()
+    return booking
 
 
 async def cancel_locked(unit: WriteUnit, bookings: Sequence[Booking], *, sale: Sale) -> list[Booking]:

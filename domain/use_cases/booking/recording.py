@@ -58,12 +58,15 @@ def showing(booking: Booking, payments: Sequence[Payment]) -> Booking:
     )
 
 
+def may_see(viewer: Viewer, booking: Booking) -> bool:
+    """Whether it is the viewer's or the viewer is an admin."""
+    return viewer.is_admin or booking.user_id == viewer.user.id
+
+
 async def lock_visible(unit: WriteUnit, viewer: Viewer, booking_id: BookingId) -> Booking | None:
     """The booking, locked, where it is the viewer's or the viewer is an admin."""
     found = await unit.bookings.lock([booking_id])
-    if not found or not (viewer.is_admin or found[0].user_id == viewer.user.id):
-        return None
-    return found[0]
+    return found[0] if found and may_see(viewer, found[0]) else None
 
 
 async def lock_sale_of(unit: WriteUnit, booking: Booking) -> Sale:
