@@ -119,7 +119,9 @@ class Metrics:
             "name",
         )
         self.bookings_per_commit = new.histogram(
-            "bookings_per_commit", "Bookings that shared one commit.", buckets=SHARING_BUCKETS
+            "bookings_per_commit",
+            "Bookings that were made, settled or cancelled in one commit.",
+            buckets=SHARING_BUCKETS,
         )
         self.waiting = new.gauge(
             "waiting",

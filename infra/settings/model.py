@@ -183,7 +183,7 @@ class StorageSettings(_Group):
     db_pool_queue_max: int = Field(default=700, ge=1, le=100_000)
     """Requests that wait for one, or for a concert's commit, at most in each queue; one more is `OVERLOADED`."""
     booking_batch_max: int = Field(default=100, ge=1, le=1_000)
-    """Bookings of one concert that share a commit at most, of those that came while another was in flight. 1: none."""
+    """Bookings of one concert, or approvals, or cancellations, that share a commit at most. 1: none."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis or Valkey: `redis://...`. Empty: in memory, one process."""
     redis_cluster_url: ClusterUrl | None = Field(default=None, repr=False)

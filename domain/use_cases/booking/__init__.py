@@ -2,7 +2,9 @@
 
 Every change of a booking is recorded by `record`: the row by compare-and-set, its history, the stock if it moved,
 the buyer's my-page version and one outbox row that carries whole states. Whatever changes many bookings of one
-concert takes them together: one lock of the sale, one write of its stock, one commit.
+concert takes them together: one lock of the sale, one write of its stock, one commit. What the sweeper or a cancelled
+concert ends comes in batches; buyers who book or cancel while a transaction is in flight share the next one, and so
+do those who pay (`settlement`).
 """
 
 from domain.use_cases.booking.cancelling import (
