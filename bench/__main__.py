@@ -18,6 +18,7 @@ MEASUREMENTS = {
     "siege": ("siege",),
     "growth": ("growth-of-bookings", "growth-of-concerts"),
     "memory": ("memory",),
+    "sweep": ("sweep",),
 }
 
 
