@@ -113,7 +113,7 @@ class Worker:
             tasks.create_task(_every(RECONCILE_EVERY_S, self._reconcile))
             tasks.create_task(_every(KEEP_EVERY_S, self._keep_read_model))
             tasks.create_task(_every(REAP_EVERY_S, self._reap))
-            tasks.create_task(_every(self._verifier.pause_s, self._verifier.step))
+            tasks.create_task(self._verify())
 
     async def _expire(self) -> None:
         while await expire_due(self._deps):
@@ -149,6 +149,11 @@ class Worker:
     async def _reap(self) -> None:
         while await self._reap_some():
             pass
+
+    async def _verify(self) -> None:
+        # Not the first thing of all: what a process was started for comes before that.
+        await asyncio.sleep(self._verifier.pause_s)
+        await _every(self._verifier.pause_s, self._verifier.step)
 
     async def _reap_some(self) -> bool:
         """A batch of old keys and one of old webhooks is forgotten; whether there may be more."""
