@@ -23,7 +23,7 @@ from domain.user import Unauthenticated
 T = TypeVar("T")
 
 # OWASP Password Storage Cheat Sheet, Argon2id: 19 MiB, two passes, one lane; about 30 ms of one core.
-MEMORY_KIB = 19_456
+MEMORY_MIN_KIB = 19_456
 PASSES = 2
 LANES = 1
 
@@ -45,11 +45,11 @@ def bearer_token(header: str | None) -> str | None:
 class Argon2Passwords:
     """`Passwords` by argon2-cffi, on threads of its own.
 
-    Two threads: each hash holds a core and 19 MiB, and everything else must go on. Argon2 releases the GIL.
+    Two threads: each hash holds a core and `memory_kib`, and everything else must go on. Argon2 releases the GIL.
     """
 
-    def __init__(self, *, threads: int = 2, max_waiting: int = 256) -> None:
-        self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
+    def __init__(self, *, memory_kib: int = MEMORY_MIN_KIB, threads: int = 2, max_waiting: int = 256) -> None:
+        self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=memory_kib, parallelism=LANES)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="password")
         self._places = threading.BoundedSemaphore(threads + max_waiting)
         # Compared with when nobody has the address, so that the answer takes as long.

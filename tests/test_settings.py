@@ -279,6 +279,7 @@ def test_production_starts_with_live_secrets(command: Command) -> None:
         ("FRONTROW_STRIPE_WEBHOOK_SECRET", "whsec_0123456789,short"),
         ("FRONTROW_DEMO", "1"),
         ("FRONTROW_ALLOW_UNSAFE_DATABASE", "1"),
+        ("FRONTROW_PASSWORD_MEMORY_KIB", "19455"),
     ],
 )
 def test_production_refuses_what_is_unsafe_to_sell_with(name: str, value: str) -> None:

@@ -125,7 +125,9 @@ async def composed(
         wake = await stack.enter_async_context(running_wake(stream))
         database = _database(settings, metrics, fresh, wake, left_out=without)
         stack.push_async_callback(database.close)
-        passwords = Argon2Passwords(max_waiting=settings.max_waiting_passwords)
+        passwords = Argon2Passwords(
+            memory_kib=settings.password_memory_kib, max_waiting=settings.max_waiting_passwords
+        )
         stack.callback(passwords.close)
         commits = _commits(settings, metrics, waiting_max=settings.db_pool_queue_max)
         # Whoever is turned away here has been charged.

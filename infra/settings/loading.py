@@ -144,6 +144,9 @@ def _broken_production_rules(settings: Settings) -> Iterator[Refusal]:
         yield Refusal("FRONTROW_DEMO", "demo concerts are not for production: set 0 or leave it out")
     if settings.allow_unsafe_database:
         yield Refusal("FRONTROW_ALLOW_UNSAFE_DATABASE", "loses what was sold and paid: set 0 or leave it out")
+    least_kib = Settings.model_fields["password_memory_kib"].default
+    if settings.password_memory_kib < least_kib:
+        yield Refusal("FRONTROW_PASSWORD_MEMORY_KIB", f"makes passwords cheap to guess: at least {least_kib}")
     if settings.stripe_api_key is None:
         yield Refusal(
             "FRONTROW_STRIPE_API_KEY", "is missing, and production refuses the sandbox: set a live key"

@@ -272,6 +272,8 @@ class LimitSettings(_Group):
     """Counts told in a second for each distinct document (operation, variables) that is watched; more are merged."""
     socket_init_timeout_s: float = Field(default=10, ge=0.1, le=300)
     """Wait for `connection_init` on a new websocket, seconds."""
+    password_memory_kib: int = Field(default=19_456, ge=64, le=1_048_576)
+    """Memory that each Argon2id hash of a password takes, KiB; production refuses less than the default (OWASP)."""
     max_waiting_passwords: int = Field(default=1_000, ge=1, le=100_000)
     """Log-ins and sign-ups that wait for a password hash, per process; a hash takes about 30 ms of a core."""
     log_in_failures_max: int = Field(default=10, ge=1, le=1_000_000)
