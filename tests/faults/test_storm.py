@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 # FRONTROW_TEST_SEED=... draws the same again, as far as two runs can be the same.
 SEED = int(os.environ.get("FRONTROW_TEST_SEED", random.SystemRandom().randrange(10**6)))
-LOAD_S = 15.0
+LOAD_S = 10.0
 BUYERS = 12
 
 
