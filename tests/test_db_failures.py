@@ -1,7 +1,9 @@
 """The database's bad days: restarts, locks, queues and cancelled requests become the ports' errors and heal."""
 
 import asyncio
+import gc
 import random
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -139,6 +141,27 @@ async def test_cancelled_requests_leave_no_connection_behind(database_url: str) 
         async with database.readers.single() as statements:
             (row,) = await statements.rows(text("SELECT count(*) FROM bookings"))
         assert stock.held == row[0] >= 1 + sum(outcome is None for outcome in outcomes)
+
+
+async def test_who_leaves_while_a_connection_is_made_leaves_none_open(sqlite_database_url: str) -> None:
+    """At whichever moment: it is made to its end, and closed with the others."""
+    for turns in range(0, 60, 2):
+        database = Database(sqlite_database_url)
+        leaving = asyncio.create_task(_read_something(database))
+        for _ in range(turns):
+            await asyncio.sleep(0.0001)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await database.close()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            gc.collect()
+        assert [str(each.message) for each in seen] == []
+
+
+async def _read_something(database: Database) -> None:
+    async with database.readers.transaction() as statements:
+        await statements.rows(text("SELECT 1"))
 
 
 async def test_sqlite_locked_by_another_process_is_away(sqlite_database_url: str) -> None:

@@ -41,7 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
 from domain.base import Overloaded, Unavailable
 from infra.db.errors import LockTimeout, catalogue_errors, port_errors
@@ -150,12 +150,30 @@ class Pool:
 async def _lent(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection, given back in the end; what it has not committed by then is rolled back."""
     with port_errors():
-        connection = await engine.connect()
+        connection = await _connected(engine)
     try:
         yield connection
     finally:
         # To its end, or whoever is cancelled meanwhile leaves the pool a connection short.
         await asyncio.shield(asyncio.ensure_future(_give_back(connection)))
+
+
+async def _connected(engine: AsyncEngine) -> AsyncConnection:
+    """A connection that is there already, or a new one.
+
+    A new one is made to its end: what is cancelled meanwhile would leave it open, with nobody to close it.
+    """
+    pool = engine.pool
+    if isinstance(pool, QueuePool) and pool.checkedin() > 0:
+        return await engine.connect()
+    making = asyncio.ensure_future(engine.connect().start())
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await asyncio.wait([making])
+        if not making.cancelled() and making.exception() is None:
+            await _give_back(making.result())
+        raise
 
 
 async def _give_back(connection: AsyncConnection) -> None:
