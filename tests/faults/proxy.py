@@ -19,6 +19,8 @@ class Proxy:
         self._fatal_word: bytes | None = None
         self.port = 0
         self.cut_count = 0
+        # How much of what was sent had to wait.
+        self.swallowed = 0
 
     def cut_reply_to(self, word: bytes) -> None:
         """The next request with this word in it reaches the server, and its connection is reset before the reply."""
@@ -79,6 +81,7 @@ class Proxy:
     ) -> None:
         with suppress(OSError):
             while chunk := await reader.read(CHUNK_BYTES):
+                self.swallowed += not self._passes.is_set()
                 await self._passes.wait()
                 if self._fatal_word is not None and self._fatal_word in chunk:
                     self._fatal_word = None

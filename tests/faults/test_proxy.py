@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 
 from domain.base import ConcertId
 from infra.settings import Settings
-from tests.client import WATCH_COUNT, Api, Concert, Json, ticket_type
+from tests.client import WATCH_COUNT, Api, Concert, Json, ticket_type, until
 from tests.faults.proxy import Proxy, running_proxy
 from tests.story.world import World, raw, running_world
 
@@ -127,12 +127,10 @@ async def test_a_black_hole_before_the_database_is_told_as_retryable(
         buyer = await world.api.new_buyer()
         await buyer.ask("{ viewer { id } }")  # who asks is remembered for a moment, and not what is asked for
         to_database.swallow()
-        waiting = asyncio.create_task(buyer.post("{ __typename }"))
         asking = asyncio.create_task(_errors_of(buyer, concert, key="once"))
-        await asyncio.sleep(0.2)
+        await until(lambda: _swallowed(to_database), bool)
         to_database.cut()
         to_database.let_through()
-        await waiting
         (error,) = await asking
         assert error["extensions"]["code"] == "RETRYABLE"
         assert (await _until_told(buyer, concert, key="once"))["__typename"] == "BookConcertSuccess"
@@ -144,6 +142,10 @@ async def _seats(world: World, concert: Concert) -> tuple[int, int, int]:
     concert_id = ConcertId(raw(concert.id))
     (line,) = (await world.frontrow.deps.reads.sales([concert_id]))[concert_id].stock
     return line.available, line.held, line.sold
+
+
+async def _swallowed(line: Proxy) -> int:
+    return line.swallowed
 
 
 async def _errors_of(buyer: Api, concert: Concert, *, key: str) -> list[Json]:
