@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # How many tests run at once; they wait more than they compute, and each process has servers of its own.
-JOBS ?= 3
+JOBS ?= 2
 # How long `make storm` lasts.
 MINUTES ?= 30
 # Handed on: make serve ARGS="--port 9000", make test ARGS="-k seat", make lock ARGS=--upgrade
