@@ -159,6 +159,29 @@ async def test_who_leaves_while_a_connection_is_made_leaves_none_open(sqlite_dat
         assert [str(each.message) for each in seen] == []
 
 
+async def test_who_leaves_while_a_connection_is_given_back_leaves_none_open(sqlite_database_url: str) -> None:
+    """In whichever turn of the loop: it is given back to its end, and closed with the others."""
+    for turns in range(12):
+        database, may_end = Database(sqlite_database_url), asyncio.Event()
+        leaving = asyncio.create_task(_read_until(database, may_end))
+        await asyncio.sleep(0.05)
+        may_end.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await database.close()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            gc.collect()
+        assert [str(each.message) for each in seen] == []
+
+
+async def _read_until(database: Database, may_end: asyncio.Event) -> None:
+    async with database.readers.transaction():
+        await may_end.wait()
+
+
 async def _read_something(database: Database) -> None:
     async with database.readers.transaction() as statements:
         await statements.rows(text("SELECT 1"))

@@ -8,11 +8,7 @@ starve another.
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    suppress,
-)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -154,8 +150,12 @@ async def _lent(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     try:
         yield connection
     finally:
-        # To its end, or whoever is cancelled meanwhile leaves the pool a connection short.
-        await asyncio.shield(asyncio.ensure_future(_give_back(connection)))
+        # To its end, or whoever is cancelled meanwhile leaves the pool a connection short, or one open that is closed.
+        giving = asyncio.ensure_future(_give_back(connection))
+        try:
+            await asyncio.shield(giving)
+        finally:
+            await asyncio.wait([giving])
 
 
 async def _connected(engine: AsyncEngine) -> AsyncConnection:
