@@ -150,13 +150,7 @@ async def test_who_leaves_while_a_connection_is_made_leaves_none_open(sqlite_dat
         leaving = asyncio.create_task(_read_something(database))
         for _ in range(turns):
             await asyncio.sleep(0.0001)
-        leaving.cancel()
-        await asyncio.wait([leaving])
-        await database.close()
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            gc.collect()
-        assert [str(each.message) for each in seen] == []
+        await _assert_leaves_none_open(leaving, database)
 
 
 async def test_who_leaves_while_a_connection_is_given_back_leaves_none_open(sqlite_database_url: str) -> None:
@@ -168,13 +162,17 @@ async def test_who_leaves_while_a_connection_is_given_back_leaves_none_open(sqli
         may_end.set()
         for _ in range(turns):
             await asyncio.sleep(0)
-        leaving.cancel()
-        await asyncio.wait([leaving])
-        await database.close()
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            gc.collect()
-        assert [str(each.message) for each in seen] == []
+        await _assert_leaves_none_open(leaving, database)
+
+
+async def _assert_leaves_none_open(leaving: asyncio.Task[None], database: Database) -> None:
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await database.close()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert [str(each.message) for each in seen] == []
 
 
 async def _read_until(database: Database, may_end: asyncio.Event) -> None:
