@@ -95,7 +95,7 @@ class _Loader(Generic[K, V]):
     def load(self, key: K) -> Awaitable[V | None]:
         """Read it with all that is asked for in the same turn of the event loop."""
         if self._loader is None:
-            self._loader = DataLoader(load_fn=self._load, max_batch_size=BATCH_MAX)
+            self._loader = DataLoader(load_fn=partial(_load, self._read), max_batch_size=BATCH_MAX)
         return self._loader.load(key)
 
     def forget(self) -> None:
@@ -103,6 +103,7 @@ class _Loader(Generic[K, V]):
         if self._loader is not None:
             self._loader.clear_all()
 
-    async def _load(self, keys: list[K]) -> list[V | None]:
-        found = await self._read(keys)
-        return [found.get(key) for key in keys]
+
+async def _load(read: Callable[[Collection[K]], Awaitable[Mapping[K, V]]], keys: list[K]) -> list[V | None]:
+    found = await read(keys)
+    return [found.get(key) for key in keys]

@@ -21,19 +21,22 @@ def answers_refusals(resolver: Callable[P, Awaitable[R]]) -> Callable[P, Awaitab
     union, _ = get_args(resolver.__annotations__["return"])
     members = get_args(union)
 
+    def problem(refusal: DomainError) -> R:
+        shown = problem_of(refusal)
+        if not isinstance(shown, members):
+            raise refusal
+        return cast(R, shown)
+
     @wraps(resolver)
     async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
         info = kwargs["info"]  # the library passes everything by name
         assert isinstance(info, strawberry.Info)
         try:
             if info.context.refusal is not None:
-                raise info.context.refusal
+                return problem(info.context.refusal)
             return await resolver(*args, **kwargs)
-        except DomainError as error:
-            problem = problem_of(error)
-            if not isinstance(problem, members):
-                raise
-            return cast(R, problem)
+        except DomainError as refusal:
+            return problem(refusal)
         finally:
             info.context.loaders.forget()
 

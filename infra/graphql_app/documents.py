@@ -5,9 +5,9 @@ ParserCache and ValidationCache count entries, whatever their size.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from graphql import (
     DocumentNode,
@@ -30,6 +30,7 @@ from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 
 from domain.base import BadUserInput
 from infra.graphql_app.errors import VALIDATION_FAILED, PersistedQueryNotFound
+from infra.graphql_app.execution import Selections
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.requests import OperationRequest, query_hash
 from infra.graphql_app.sharing import shared_operations
@@ -51,6 +52,10 @@ class Operation:
     field: str | None
     # A subscription that says the same to everybody who asks with the same variables.
     is_shared: bool
+    # It asks for the same fields whatever its variables are.
+    is_fixed: bool
+    # Those fields, where they are worth keeping.
+    selections: Selections | None
 
 
 class InvalidDocument(Exception):
@@ -118,13 +123,16 @@ class Documents:
         document = parse(query, max_lexical_tokens=limits.max_tokens, max_comments=limits.max_tokens)
         # Validated first: afterwards every fragment exists and none is part of a cycle.
         errors = validate(self._schema, document, _RULES, max_errors=limits.max_validation_errors)
-        errors = errors or _Size(document).broken_limits(limits)
+        sized = [] if errors else _sized(document)
+        errors = errors or list(_broken_limits(sized, limits))
         for error in errors:
             error.extensions = {**(error.extensions or {}), "code": VALIDATION_FAILED}
         if errors:
             return _Checked(tuple(errors), {})
         shared = tuple(shared_operations(document, self._schema, self._shared))
-        return _Checked((), _operations_of(query, document, shared))
+        found = [_operation(query, document, node, size, shared) for node, size in sized]
+        only = [(None, found[0])] if len(found) == 1 else []
+        return _Checked((), dict([*((each.name, each) for each in found), *only]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +142,31 @@ class _Checked:
     operations: Mapping[str | None, Operation]
 
 
-def _operations_of(
-    query: str, document: DocumentNode, shared: Collection[OperationDefinitionNode]
-) -> Mapping[str | None, Operation]:
-    found: dict[str | None, Operation] = {}
+def _sized(document: DocumentNode) -> list[tuple[OperationDefinitionNode, "_Size"]]:
+    sizes = _Sizes(document)
     nodes = [each for each in document.definitions if isinstance(each, OperationDefinitionNode)]
-    for node in nodes:
-        name = node.name.value if node.name else None
-        is_shared = any(node is each for each in shared)
-        found[name] = Operation(query, document, node.operation, name, _only_field(node), is_shared)
-    return found | ({None: next(iter(found.values()))} if len(nodes) == 1 else {})
+    return [(node, sizes.of(node.selection_set)) for node in nodes]
+
+
+def _operation(
+    query: str,
+    document: DocumentNode,
+    node: OperationDefinitionNode,
+    size: "_Size",
+    shared: Collection[OperationDefinitionNode],
+) -> Operation:
+    is_fixed = "@" not in query  # a directive may leave some out
+    return Operation(
+        query=query,
+        document=document,
+        kind=node.operation,
+        name=node.name.value if node.name else None,
+        field=_only_field(node),
+        is_shared=any(node is each for each in shared),
+        is_fixed=is_fixed,
+        # Fragments that spread fragments select more than may be kept for a document of this length.
+        selections=Selections() if is_fixed and size.fields <= len(query) else None,
+    )
 
 
 def _only_field(operation: OperationDefinitionNode) -> str | None:
@@ -151,53 +174,59 @@ def _only_field(operation: OperationDefinitionNode) -> str | None:
     return fields[0].name.value if len(fields) == 1 and isinstance(fields[0], FieldNode) else None
 
 
-class _Size:
-    """Depth and aliases of a valid document, each fragment walked once, counted as often as it is spread."""
+class _Size(NamedTuple):
+    depth: int = 0
+    aliases: int = 0
+    fields: int = 0
+
+
+class _Sizes:
+    """Of a valid document's operations: each fragment is walked once, and counts as often as it is spread."""
 
     def __init__(self, document: DocumentNode) -> None:
-        self._document = document
         self._fragments: Mapping[str, FragmentDefinitionNode] = {
             each.name.value: each for each in document.definitions if isinstance(each, FragmentDefinitionNode)
         }
-        self._known: dict[str, tuple[int, int]] = {}
+        self._known: dict[str, _Size] = {}
 
-    def broken_limits(self, limits: Limits) -> list[GraphQLError]:
-        errors = []
-        for operation in self._document.definitions:
-            if not isinstance(operation, OperationDefinitionNode):
-                continue
-            depth, aliases = self._of(operation.selection_set)
-            if depth > limits.max_depth:
-                text = f"The operation is {depth} levels deep; at most {limits.max_depth} are allowed."
-                errors.append(GraphQLError(text, operation))
-            if aliases > limits.max_aliases:
-                text = f"The operation has {aliases} aliases; at most {limits.max_aliases} are allowed."
-                errors.append(GraphQLError(text, operation))
-        return errors
-
-    def _of(self, selection_set: SelectionSetNode) -> tuple[int, int]:
-        depth = aliases = 0
-        for selection in selection_set.selections:
+    def of(self, selection_set: SelectionSetNode | None) -> _Size:
+        depth = aliases = fields = 0
+        for selection in selection_set.selections if selection_set else ():
             level = 0
             if isinstance(selection, FragmentSpreadNode):
-                deeper, more = self._of_fragment(selection.name.value)
+                below = self._of_fragment(selection.name.value)
             elif isinstance(selection, FieldNode):
                 level = 1
                 aliases += selection.alias is not None
-                deeper, more = self._of(selection.selection_set) if selection.selection_set else (0, 0)
+                fields += 1
+                below = self.of(selection.selection_set)
                 if selection.name.value.startswith("__"):
-                    level = deeper = 0  # tools ask deeply; a rule of graphql-core's bounds these
+                    # Tools ask deeply; a rule of graphql-core's bounds these.
+                    level, below = 0, below._replace(depth=0)
             else:
                 assert isinstance(selection, InlineFragmentNode)
-                deeper, more = self._of(selection.selection_set)
-            depth = max(depth, level + deeper)
-            aliases += more
-        return depth, aliases
+                below = self.of(selection.selection_set)
+            depth = max(depth, level + below.depth)
+            aliases += below.aliases
+            fields += below.fields
+        return _Size(depth, aliases, fields)
 
-    def _of_fragment(self, name: str) -> tuple[int, int]:
+    def _of_fragment(self, name: str) -> _Size:
         if name not in self._known:
-            self._known[name] = self._of(self._fragments[name].selection_set)
+            self._known[name] = self.of(self._fragments[name].selection_set)
         return self._known[name]
+
+
+def _broken_limits(
+    sizes: Sequence[tuple[OperationDefinitionNode, _Size]], limits: Limits
+) -> Iterator[GraphQLError]:
+    for operation, size in sizes:
+        if size.depth > limits.max_depth:
+            text = f"The operation is {size.depth} levels deep; at most {limits.max_depth} are allowed."
+            yield GraphQLError(text, operation)
+        if size.aliases > limits.max_aliases:
+            text = f"The operation has {size.aliases} aliases; at most {limits.max_aliases} are allowed."
+            yield GraphQLError(text, operation)
 
 
 class _Shelf(Generic[T]):

@@ -15,7 +15,8 @@ class Limits:
     # a second. An operation with every field of the contract in it takes some hundred comparisons.
     max_field_comparisons: int = 10_000
     max_validation_errors: int = 20
-    # An AST takes up to 280 bytes per character (measured: 1 MB for a legal document of 3.8 KB): about 40 MB.
+    # An AST takes up to 280 bytes per character (measured: 1 MB for a legal document of 3.8 KB), and what it selects
+    # 100 more: about 60 MB.
     max_cached_document_chars: int = 150_000
     max_persisted_query_chars: int = 1_000_000
 

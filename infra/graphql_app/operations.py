@@ -15,6 +15,7 @@ from domain.user import Unauthenticated, Viewer
 from infra.graphql_app.caller import Caller
 from infra.graphql_app.documents import Documents, InvalidDocument, Operation
 from infra.graphql_app.errors import FormattedError, StillRunning, code_of, format_errors
+from infra.graphql_app.execution import Executor
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.requests import OperationRequest
 from infra.telemetry import Metrics
@@ -154,7 +155,8 @@ class Operations:
             try:
                 room(request.variables or {}, places)
             except Overloaded as refusal:
-                return refusal
+                # Its traceback would lead back to who holds it: a cycle for each refusal.
+                return refusal.with_traceback(None)
         return None
 
     async def refuse(self, operation: Operation, request: OperationRequest, caller: Caller) -> Result:
@@ -169,7 +171,7 @@ class Operations:
             self.count(operation.kind, known.code)
             return known
         result = await self.run(operation, request, caller)
-        if "@" not in operation.query:  # a directive may ask for other fields with other variables
+        if operation.is_fixed:
             if len(self._refusals) >= REFUSALS_MAX:
                 self._refusals.clear()
             self._refusals[asked] = (now_s + REFUSAL_S, result)
@@ -259,7 +261,8 @@ class Operations:
             context_value=context,
             variable_values=request.variables,
             operation_name=operation.name,
-            executor_class=self._schema.execution_context_class,
+            executor_class=Executor,
+            selections=operation.selections,
         )
         return await begun if isawaitable(begun) else begun
 
