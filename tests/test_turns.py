@@ -2,13 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from domain.base import Overloaded
 from infra.db.turns import Queue, Turns
-from infra.graphql_app.turnstile import Turnstile
+from infra.graphql_app.turnstile import REFUSED_AT_ONCE, REFUSED_PER_S, Turnstile
 
 pytestmark = pytest.mark.anyio
 
@@ -201,22 +200,28 @@ async def test_no_more_wait_at_the_turnstile_than_may() -> None:
 
 
 async def test_who_is_told_no_waits_for_nobody_who_is_begun() -> None:
-    """Eight of them pass in each turn, however many wait to be begun, and two of those."""
-    turnstile, seen = Turnstile(waiting_max=100), list[str]()
+    """Many pass at once, however many wait to be begun; then only so many a second, first come, first served."""
+    clock_s = 0.0
+    turnstile, seen = Turnstile(waiting_max=100, clock_s=lambda: clock_s), list[int]()
 
-    async def come(name: str, turn: Callable[[], Awaitable[None]]) -> None:
-        await turn()
-        seen.append(name)
-
-    async def go_on() -> None:
-        while sum(name != "-" for name in seen) < 6 + 16:
-            seen.append("-")
-            await asyncio.sleep(0)
+    async def come(number: int) -> None:
+        await turnstile.refused()
+        seen.append(number)
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(6):
-            tasks.create_task(come("b", turnstile.passed))
-        for _ in range(16):
-            tasks.create_task(come("n", turnstile.refused))
-        tasks.create_task(go_on())
-    assert "".join(seen).replace("-", " ").split() == ["bb" + "n" * 8, "bb" + "n" * 8, "bb"]
+        begun = [tasks.create_task(turnstile.passed()) for _ in range(100)]
+        for number in range(REFUSED_AT_ONCE + 5):
+            tasks.create_task(come(number))
+        await asyncio.sleep(0)
+        assert seen == list(range(REFUSED_AT_ONCE))
+        assert not all(each.done() for each in begun)
+        await asyncio.sleep(10 / REFUSED_PER_S)
+        assert len(seen) == REFUSED_AT_ONCE, "no time has passed by its clock"
+        clock_s = 3.5 / REFUSED_PER_S
+        await asyncio.sleep(10 / REFUSED_PER_S)
+        assert seen == list(range(REFUSED_AT_ONCE + 3))
+        clock_s = 3_600.0
+    assert seen == list(range(REFUSED_AT_ONCE + 5))
+    clock_s = 7_200.0
+    for _ in range(REFUSED_AT_ONCE):
+        await asyncio.wait_for(turnstile.refused(), 1)

@@ -3,13 +3,16 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 
 from infra.db.turns import overloaded
 
-# In one turn of the event loop. A commit takes some fifteen turns, so a turn must stay short whatever comes. At three
-# times what can be done two of three are refused, and whoever doesn't wait as told comes more often still.
+# In one turn of the event loop. A commit takes some fifteen turns, so a turn must stay short whatever comes.
 BEGUN_PER_TURN = 2
-REFUSED_PER_TURN = 8
+# At three times what can be done two of three are refused, and whoever doesn't wait as told comes more often still. A
+# refusal takes 0.4 ms: so many a second leave most of the time to the others, and so many at once make no turn long.
+REFUSED_PER_S = 600
+REFUSED_AT_ONCE = 32
 
 
 class Turnstile:
@@ -21,12 +24,15 @@ class Turnstile:
     Where more come than can be begun, at most `waiting_max` wait, or they would wait for longer and longer.
     """
 
-    def __init__(self, *, waiting_max: int) -> None:
+    def __init__(self, *, waiting_max: int, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
         self._waiting_max = waiting_max
         self._begun = _Gate(BEGUN_PER_TURN)
-        self._refused = _Gate(REFUSED_PER_TURN)
         self._is_turning = False
         self._waited_s = 0.0
+        self._refused = _Gate(REFUSED_AT_ONCE)
+        self._refilled_at_s = self._clock_s()
+        self._is_waiting = False
 
     async def passed(self) -> None:
         """It is the caller's turn to be begun. Raises: Overloaded where as many wait as may."""
@@ -36,16 +42,9 @@ class Turnstile:
         if len(self._begun.waiting) >= self._waiting_max:
             await self.refused()
             raise overloaded(self._waited_s)
-        came_at_s = time.monotonic()
+        came_at_s = self._clock_s()
         await self._begun.wait()
-        self._waited_s = time.monotonic() - came_at_s
-
-    async def refused(self) -> None:
-        """It is the caller's turn to be told no."""
-        if self._refused.is_open():
-            self._turn()
-        else:
-            await self._refused.wait()
+        self._waited_s = self._clock_s() - came_at_s
 
     def _turn(self) -> None:
         if not self._is_turning:
@@ -54,31 +53,49 @@ class Turnstile:
 
     def _next(self) -> None:
         """The event loop has turned."""
-        self._begun.let_through()
-        self._refused.let_through()
-        self._is_turning = self._begun.is_used or self._refused.is_used
-        if self._is_turning:
-            asyncio.get_running_loop().call_soon(self._next)
+        self._begun.let_through(BEGUN_PER_TURN)
+        self._is_turning = False
+        if self._begun.left < BEGUN_PER_TURN:  # else nobody came through in the meantime
+            self._turn()
+
+    async def refused(self) -> None:
+        """It is the caller's turn to be told no."""
+        self._refill()
+        if not self._refused.is_open():
+            self._wait()
+            await self._refused.wait()
+
+    def _wait(self) -> None:
+        if not self._is_waiting:
+            self._is_waiting = True
+            asyncio.get_running_loop().call_later(1 / REFUSED_PER_S, self._go_on)
+
+    def _go_on(self) -> None:
+        """Somebody else may be told no by now."""
+        self._refill()
+        self._is_waiting = False
+        if self._refused.waiting:
+            self._wait()
+
+    def _refill(self) -> None:
+        now_s = self._clock_s()
+        more = (now_s - self._refilled_at_s) * REFUSED_PER_S
+        self._refilled_at_s = now_s
+        self._refused.let_through(min(REFUSED_AT_ONCE, self._refused.left + more))
 
 
 class _Gate:
-    """So many may pass in each turn; the others wait."""
+    """So many may pass; the others wait."""
 
-    def __init__(self, per_turn: int) -> None:
-        self._per_turn = per_turn
-        self._left = per_turn
+    def __init__(self, places: float) -> None:
+        self.left = places
         self.waiting: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def is_used(self) -> bool:
-        """Whether somebody passed in this turn, so that fewer may than in the next."""
-        return self._left < self._per_turn
 
     def is_open(self) -> bool:
         """Pass, where one more may."""
-        if self._left == 0:
+        if self.left < 1:
             return False
-        self._left -= 1
+        self.left -= 1
         return True
 
     async def wait(self) -> None:
@@ -87,11 +104,11 @@ class _Gate:
         self.waiting.append(turn)
         await turn
 
-    def let_through(self) -> None:
-        """It is a new turn, and who has waited longest passes first."""
-        self._left = self._per_turn
-        while self.waiting and self._left > 0:
+    def let_through(self, places: float) -> None:
+        """So many may pass now, who has waited longest first."""
+        self.left = places
+        while self.waiting and self.left >= 1:
             turn = self.waiting.popleft()
             if not turn.done():  # else its caller has left
                 turn.set_result(None)
-                self._left -= 1
+                self.left -= 1
