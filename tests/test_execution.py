@@ -3,14 +3,21 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from enum import Enum
 from functools import partial
-from typing import Any
+from inspect import isawaitable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import strawberry
+from graphql import ExecutionResult, execute, parse
 
 from domain.base import Overloaded
 from infra.graphql_app.caller import Caller
 from infra.graphql_app.documents import Operation
+from infra.graphql_app.execution import Executor, leaves_of
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.operations import Operations
 from infra.graphql_app.requests import OperationRequest
@@ -177,3 +184,89 @@ async def test_fragments_that_multiply_are_not_kept() -> None:
     assert endpoint.find(GET_COUNT)[0].selections is not None
     answer = await endpoint.ask(many, {"id": CONCERT_ID})
     assert answer.keys() == {"__typename", "ticketCount"}
+
+
+# ---------------------------------------------------------------- the same as the library's
+@strawberry.enum
+class Mood(Enum):
+    """A choice."""
+
+    CALM = "calm"
+
+
+@strawberry.type
+class Thing:
+    """Attributes of every kind, whatever they hold."""
+
+    name: str
+    mood: Mood
+    when: datetime | None
+    count: int
+    names: list[str]
+
+    @strawberry.field
+    def told(self, info: strawberry.Info) -> str:
+        """It needs to be told which field it is."""
+        return f"{info.field_name} of {type(self).__name__}"
+
+
+class Shadowed(Thing):
+    """An attribute of a resolver's name."""
+
+    told = "not this"  # type: ignore[assignment]
+
+
+class Later:
+    """A name that has to be waited for."""
+
+    def __await__(self) -> Iterator[None]:
+        """None is the name, and it may not be."""
+        yield
+
+
+THINGS: dict[str, Callable[[], Any]] = {
+    "whole": lambda: Thing(
+        name="a", mood=Mood.CALM, when=datetime(2027, 5, 1, tzinfo=UTC), count=1, names=["b"]
+    ),
+    "empty": lambda: Thing(name="", mood=Mood.CALM, when=None, count=0, names=[]),
+    "wrong": lambda: Thing(name=..., mood="angry", when="now", count=2**40, names=[1]),  # type: ignore[arg-type,list-item]
+    "missing": lambda: Thing(name=None, mood=None, when=None, count=None, names=None),  # type: ignore[arg-type]
+    "later": lambda: Thing(name=Later(), mood=Mood.CALM, when=None, count=1, names=[]),  # type: ignore[arg-type]
+    "failed": lambda: Thing(name=ValueError("no name"), mood=Mood.CALM, when=None, count=1, names=[]),  # type: ignore[arg-type]
+    "shadowed": lambda: Shadowed(name="a", mood=Mood.CALM, when=None, count=1, names=[]),
+    "another": lambda: SimpleNamespace(name="a"),
+}
+
+
+@strawberry.type
+class ThingQuery:
+    """Two places for each thing: one that may be empty, and one that takes its surroundings with it."""
+
+    @strawberry.field
+    def maybe(self, which: str) -> Thing | None:
+        """May be empty."""
+        return cast(Thing, THINGS[which]())
+
+    @strawberry.field
+    def thing(self, which: str) -> Thing:
+        """May not be empty."""
+        return cast(Thing, THINGS[which]())
+
+
+@pytest.mark.parametrize("which", THINGS)
+@pytest.mark.parametrize(
+    "fields", ["__typename name mood when count told", "when", "name", "calls: name mood", "names told"]
+)
+async def test_what_is_read_off_an_object_is_as_the_library_reads_it(which: str, fields: str) -> None:
+    """And so is every error: its text, its place and what becomes of the fields around it."""
+    schema = strawberry.Schema(ThingQuery)
+    query = f'{{ maybe(which: "{which}") {{ {fields} }} thing(which: "{which}") {{ {fields} }} }}'
+    expected = await schema.execute(query)
+    begun = execute(schema._schema, parse(query), executor_class=Executor, leaves=leaves_of(schema._schema))
+    found = await begun if isawaitable(begun) else begun
+    assert isinstance(found, ExecutionResult)
+    assert found.data == expected.data
+    told = [
+        [(each.message, each.path, each.locations) for each in one.errors or []] for one in (found, expected)
+    ]
+    assert told[0] == told[1]

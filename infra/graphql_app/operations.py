@@ -15,7 +15,7 @@ from domain.user import Unauthenticated, Viewer
 from infra.graphql_app.caller import Caller
 from infra.graphql_app.documents import Documents, InvalidDocument, Operation
 from infra.graphql_app.errors import FormattedError, StillRunning, code_of, format_errors
-from infra.graphql_app.execution import Executor
+from infra.graphql_app.execution import Executor, leaves_of
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.requests import OperationRequest
 from infra.telemetry import Metrics
@@ -93,6 +93,7 @@ class Operations:
         shared: Collection[str],
     ) -> None:
         self._schema = schema
+        self._leaves = leaves_of(schema._schema)
         self._documents = Documents(schema._schema, limits, shared)
         self._make_context = make_context
         self._authenticate = authenticate
@@ -263,6 +264,7 @@ class Operations:
             operation_name=operation.name,
             executor_class=Executor,
             selections=operation.selections,
+            leaves=self._leaves,
         )
         return await begun if isawaitable(begun) else begun
 
