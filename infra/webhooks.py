@@ -36,6 +36,8 @@ class WebhookEvent:
     type: str
     intent_id: str | None
     payment_id: PaymentId | None
+    # It tells of the intent itself, not of a charge, a refund or a dispute.
+    is_of_intent: bool = False
     is_refund_failed: bool = False
 
 
@@ -52,13 +54,15 @@ def verify_webhook(body: bytes, header: str, secrets: Sequence[str]) -> WebhookE
         raise BadPayload("an event has an id and a type")
     subject = _mapping(_mapping(event.get("data")).get("object"))
     # A charge, a refund and a dispute point at their intent; only the intent is one itself.
-    intent = subject.get("id") if subject.get("object") == "payment_intent" else subject.get("payment_intent")
+    is_of_intent = subject.get("object") == "payment_intent"
+    intent = subject.get("id") if is_of_intent else subject.get("payment_intent")
     payment_id = _text(_mapping(subject.get("metadata")).get("payment_id"))
     return WebhookEvent(
         id=identity,
         type=kind,
         intent_id=_text(intent) or _text(_mapping(intent).get("id")),
         payment_id=None if payment_id is None else PaymentId(payment_id),
+        is_of_intent=is_of_intent,
         is_refund_failed=subject.get("object") == "refund" and subject.get("status") in FAILED,
     )
 

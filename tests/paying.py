@@ -80,7 +80,9 @@ class Shop:
         await self.let_hold_pass(*booking_ids)
         return await expire_due(self.deps)
 
-    async def hear(self, webhook_id: str, intent_id: str, *, is_refund_failed: bool = False) -> bool:
+    async def hear(
+        self, webhook_id: str, intent_id: str, *, is_of_intent: bool = False, is_refund_failed: bool = False
+    ) -> bool:
         """A webhook of the processor."""
         intent = self.processor.entries[intent_id].intent
         return await hear_webhook(
@@ -88,6 +90,7 @@ class Shop:
             webhook_id,
             payment_id=intent.payment_id,
             intent_id=intent_id,
+            is_of_intent=is_of_intent,
             is_refund_failed=is_refund_failed,
         )
 

@@ -243,6 +243,7 @@ async def _webhook(request: Request) -> Response:
             event.id,
             payment_id=event.payment_id,
             intent_id=event.intent_id,
+            is_of_intent=event.is_of_intent,
             is_refund_failed=event.is_refund_failed,
         )
     except (DomainError, GatewayError) as error:

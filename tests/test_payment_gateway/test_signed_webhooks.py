@@ -61,8 +61,13 @@ def test_a_webhook_names_the_intent_and_the_payment(
 ) -> None:
     """The intent is found in intents, charges, refunds and disputes; what is not ours has none."""
     found = verify_webhook(body, signed(body, "whsec_1"), ["whsec_1"])
+    kind = json.loads(body)["type"]
     assert found == WebhookEvent(
-        "evt_1", json.loads(body)["type"], intent_id, None if payment_id is None else PaymentId(payment_id)
+        "evt_1",
+        kind,
+        intent_id,
+        None if payment_id is None else PaymentId(payment_id),
+        is_of_intent=kind.startswith("payment_intent."),
     )
 
 

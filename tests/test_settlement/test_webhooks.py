@@ -57,18 +57,19 @@ async def test_of_what_may_still_change_it_is_asked_each_time(shop: Shop) -> Non
     """Waiting for the buyer, captured, on its way back, failed to come back: the next webhook may bring something."""
     booking = await shop.book(await shop.open_sale())
 
-    async def is_asked(webhook_id: str, *, is_refund_failed: bool = False) -> bool:
+    async def is_asked(webhook_id: str, **kind: bool) -> bool:
         (entry,) = shop.processor.of_booking(booking.id)
         before = len(shop.processor.keys("retrieve"))
-        await shop.hear(webhook_id, entry.intent.id, is_refund_failed=is_refund_failed)
+        assert await shop.hear(webhook_id, entry.intent.id, **kind)
         return len(shop.processor.keys("retrieve")) == before + 1
 
     await shop.pay(booking, ACTION)
-    assert await is_asked("evt_1")
+    assert await is_asked("evt_1", is_of_intent=True)
     (entry,) = shop.processor.of_booking(booking.id)
     shop.processor.authenticate(entry.intent.id, succeeds=True)
-    assert await is_asked("evt_2")
+    assert await is_asked("evt_2", is_of_intent=True)
     assert (await shop.booking(booking.id)).payment_status is P.CAPTURED and await is_asked("evt_3")
+    assert not await is_asked("evt_of_what_we_know", is_of_intent=True)
     await shop.cancel(booking)
     assert await is_asked("evt_4")
     await shop.settle_everything()

@@ -34,7 +34,7 @@ __all__ = [
 RECONCILE_LEASE_S = 15.0
 # Between two looks at an open intent; the last one repeats.
 LOOK_AGAIN_S = (1.0, 1.0, 2.0, 2.0, 3.0, 5.0, 10.0, 30.0)
-# On a closed intent nothing follows on these, unless a refund fails.
+# On a closed intent nothing follows on these, unless a refund fails; of itself the intent tells no more of a capture.
 OVER = frozenset({PaymentStatus.DECLINED, PaymentStatus.VOIDED, PaymentStatus.REFUNDED})
 
 
@@ -124,10 +124,12 @@ async def hear_webhook(
     *,
     payment_id: PaymentId | None,
     intent_id: str | None,
+    is_of_intent: bool = False,
     is_refund_failed: bool = False,
 ) -> bool:
     """What the webhook tells of is true here too; whether it was about one of our bookings.
 
+    It tells of the intent itself where `is_of_intent`, else of a charge, a refund or a dispute.
     The state is re-read from the processor: order, repetition and age of webhooks don't matter.
     Raises: GatewayError where it can't be read now; the processor sends the webhook again.
     """
@@ -135,7 +137,7 @@ async def hear_webhook(
         known = await unit.payments.find_intent(payment_id=payment_id, intent_id=intent_id)
         if known is None or intent_id is None:
             return False
-        if not is_refund_failed and await _is_over(unit, known):
+        if not is_refund_failed and await _is_over(unit, known, is_of_intent=is_of_intent):
             await unit.payments.add_webhooks([webhook_id])
             await unit.commit()
             return True
@@ -152,12 +154,14 @@ async def _concert_of(unit: WriteUnit, booking_id: BookingId) -> ConcertId:
     return booking.concert_id
 
 
-async def _is_over(unit: WriteUnit, intent: IntentRecord) -> bool:
-    """Whether the processor can tell nothing more of it: cancelled, or given back.
+async def _is_over(unit: WriteUnit, intent: IntentRecord, *, is_of_intent: bool) -> bool:
+    """Whether the processor can tell nothing more of it: captured as we know, cancelled, or given back.
 
-    Thousands of webhooks tell of the refunds of a cancelled concert; asking about each would take the room of payments.
+    A webhook follows on every payment that was answered, and thousands tell of the refunds of a cancelled concert;
+    asking about each would take the room of payments.
     """
+    over = OVER | {PaymentStatus.CAPTURED} if is_of_intent else OVER
     attempts = [
         p for p in await unit.payments.of_booking(intent.booking_id) if p.intent_id == intent.intent_id
     ]
-    return intent.is_closed and all(attempt.status in OVER for attempt in attempts[-1:])
+    return intent.is_closed and all(attempt.status in over for attempt in attempts[-1:])
