@@ -3,12 +3,15 @@
 import asyncio
 import hashlib
 import json
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
 from graphql import get_introspection_query
 
+from domain.base import Overloaded
+from infra.graphql_app.operations import Variables
 from infra.telemetry import Metrics
 from tests.toy_clients import (
     HELLO,
@@ -139,7 +142,7 @@ async def test_beyond_the_limit_in_flight_is_overloaded_at_once() -> None:
 
 
 async def test_a_rush_is_refused_before_it_is_begun() -> None:
-    """Of twenty who come in one moment some are begun; the others hear OVERLOADED at once, and when to come back."""
+    """Of twenty who come in one moment some are begun; the others hear OVERLOADED, and when to come back."""
     async with toy(max_not_begun=3) as (client, _):
         responses = await asyncio.gather(*(post(client, HELLO) for _ in range(20)))
         refused = [response for response in responses if response.status_code == 503]
@@ -153,6 +156,26 @@ async def test_a_rush_is_refused_before_it_is_begun() -> None:
         begun = [response.json() for response in responses if response not in refused]
         assert begun == [{"data": {"hello": "hello world"}}] * len(begun)
         assert (await post(client, HELLO)).json() == {"data": {"hello": "hello world"}}
+
+
+async def test_who_is_told_no_holds_no_place_while_it_is_told() -> None:
+    """It may have to wait for that, and others want the place."""
+    held: list[str] = []
+
+    def no_room(_: Variables, places: ExitStack) -> None:
+        held.append("a place")
+        places.callback(held.clear)
+        raise Overloaded
+
+    stage = Stage()
+    app = toy_app(stage, rooms={"slow": no_room})
+    async with serving(app) as up, httpx.AsyncClient(base_url=up.http, timeout=PATIENCE_S) as client:
+        asked = asyncio.create_task(post(client, {"query": "mutation { slow }"}))
+        # The toy's mutation answers a refusal as it answers everything.
+        await asyncio.wait_for(stage.began.wait(), PATIENCE_S)
+        assert held == []
+        stage.may_finish.set()
+        await asked
 
 
 # ---------------------------------------------------------------- time and the end of things

@@ -225,3 +225,17 @@ async def test_who_is_told_no_waits_for_nobody_who_is_begun() -> None:
     clock_s = 7_200.0
     for _ in range(REFUSED_AT_ONCE):
         await asyncio.wait_for(turnstile.refused(), 1)
+
+
+async def test_no_more_wait_to_be_told_no_than_hear_of_it_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind them it is told at once: else who waits first has left by the time, and nobody hears of it."""
+    monkeypatch.setattr("infra.graphql_app.turnstile.REFUSED_WAITING_MAX", 3)
+    turnstile = Turnstile(waiting_max=1, clock_s=lambda: 0.0)
+    assert [await turnstile.refused() for _ in range(REFUSED_AT_ONCE)] == [True] * REFUSED_AT_ONCE
+    waiting = [asyncio.create_task(turnstile.refused()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not await asyncio.wait_for(turnstile.refused(), 1)
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)

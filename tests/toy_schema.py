@@ -17,6 +17,7 @@ from strawberry.scalars import JSON
 from domain.base import InvalidInput, NotFound, Overloaded, SessionId, UserId
 from domain.user import Session, User, UserRole, Viewer
 from infra.graphql_app import GraphQLApp, Limits
+from infra.graphql_app.operations import Rooms
 from infra.socket_protocol import SocketProtocol
 from infra.telemetry import Metrics
 
@@ -293,7 +294,9 @@ async def _wait(stage: Stage, what: str) -> str:
     return what
 
 
-def toy_app(stage: Stage, limits: Limits | None = None, metrics: Metrics | None = None) -> GraphQLApp:
+def toy_app(
+    stage: Stage, limits: Limits | None = None, metrics: Metrics | None = None, rooms: Rooms | None = None
+) -> GraphQLApp:
     """The real endpoint over the toy."""
 
     def make_context(
@@ -307,6 +310,7 @@ def toy_app(stage: Stage, limits: Limits | None = None, metrics: Metrics | None 
         authenticate=stage.authenticate,
         sessions_alive=stage.sessions_alive,
         metrics=metrics or Metrics(),
+        rooms=rooms,
         shared={"count"},
         limits=limits or Limits(),
     )

@@ -80,38 +80,47 @@ class HttpEndpoint:
         try:
             with ExitStack() as places:
                 known = self._operations.known(asked)
-                refusal = await self._no_room(request, known, asked, places, request_id)
-                if refusal is not None:
-                    return refusal
-                await self._turnstile.passed()
-                with self._operations.admitted():
-                    operation = self._operations.find(asked, request_id=request_id)
-                    if known is None:
-                        refusal = await self._no_room(request, operation, asked, places, request_id)
-                    return refusal or await self._run(request, operation, asked, request_id)
+                no_room = self._no_room(request, known, asked, places)
+                if no_room is None:
+                    await self._turnstile.passed()
+                    with self._operations.admitted():
+                        operation = self._operations.find(asked, request_id=request_id)
+                        if known is None:
+                            no_room = self._no_room(request, operation, asked, places)
+                        if no_room is None:
+                            return await self._run(request, operation, asked, request_id)
+            # Out here no place is held any more while it waits for its turn.
+            caller = Caller(None, request_id, client_of(request), no_room)
+            return await self._refusal(asked, caller)
+        except Overloaded as error:
+            await self._turnstile.refused()
+            return self._operations.refused([error], request_id=request_id)
         except TimeoutError:
             return self._operations.refused([Overloaded()], request_id=request_id)
         except _Refused:
             raise
-        except Exception as error:  # the edge: no room, or the token could not be looked up
+        except Exception as error:  # the edge: the token could not be looked up
             return self._operations.refused([error], request_id=request_id)
 
-    async def _no_room(
+    def _no_room(
         self,
         request: Request,
         operation: Operation | Result | None,
         asked: OperationRequest,
         places: ExitStack,
-        request_id: str,
-    ) -> Result | None:
+    ) -> Overloaded | None:
         """The refusal where the operation would find no place; else it has one. Nobody asked who the caller is."""
         if not isinstance(operation, Operation) or request.method != "POST":
             return None
-        no_room = self._operations.take_place(operation, asked, places)
-        if no_room is None:
-            return None
-        await self._turnstile.refused()
-        caller = Caller(None, request_id, client_of(request), no_room)
+        return self._operations.take_place(operation, asked, places)
+
+    async def _refusal(self, asked: OperationRequest, caller: Caller) -> Result:
+        """The answer to who is told no, when it is its turn. With more than may wait for that it is a plain one."""
+        has_waited = await self._turnstile.refused()
+        operation = self._operations.known(asked)
+        if operation is None or not has_waited:
+            assert caller.refusal is not None, "there was no room"
+            return self._operations.refused([caller.refusal], request_id=caller.request_id)
         return await self._operations.refuse(operation, asked, caller)
 
     async def _run(

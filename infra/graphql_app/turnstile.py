@@ -13,6 +13,9 @@ BEGUN_PER_TURN = 2
 # refusal takes 0.4 ms: so many a second leave most of the time to the others, and so many at once make no turn long.
 REFUSED_PER_S = 600
 REFUSED_AT_ONCE = 32
+# Who is the last of them to be told no hears of it after three seconds; more hear of it at once, or nobody who is
+# still there would hear of it at all.
+REFUSED_WAITING_MAX = 2_000
 
 
 class Turnstile:
@@ -35,12 +38,11 @@ class Turnstile:
         self._is_waiting = False
 
     async def passed(self) -> None:
-        """It is the caller's turn to be begun. Raises: Overloaded where as many wait as may."""
+        """It is the caller's turn to be begun. Raises: Overloaded at once where as many wait as may."""
         if self._begun.is_open():
             self._turn()
             return
         if len(self._begun.waiting) >= self._waiting_max:
-            await self.refused()
             raise overloaded(self._waited_s)
         came_at_s = self._clock_s()
         await self._begun.wait()
@@ -58,12 +60,16 @@ class Turnstile:
         if self._begun.left < BEGUN_PER_TURN:  # else nobody came through in the meantime
             self._turn()
 
-    async def refused(self) -> None:
-        """It is the caller's turn to be told no."""
+    async def refused(self) -> bool:
+        """It is the caller's turn to be told no; False where so many wait for it that the caller can't."""
         self._refill()
-        if not self._refused.is_open():
-            self._wait()
-            await self._refused.wait()
+        if self._refused.is_open():
+            return True
+        if len(self._refused.waiting) >= REFUSED_WAITING_MAX:
+            return False
+        self._wait()
+        await self._refused.wait()
+        return True
 
     def _wait(self) -> None:
         if not self._is_waiting:

@@ -257,7 +257,7 @@ class LimitSettings(_Group):
     max_in_flight: int = Field(default=4_000, ge=1, le=1_000_000)
     """Requests at once, per process. More than all queues hold, so that none of them can take every place."""
     max_not_begun: int = Field(default=1_000, ge=1, le=1_000_000)
-    """Requests that have come and are not begun yet, per process; one more is `OVERLOADED` at once."""
+    """Requests that have come and are not begun yet, per process; one more is `OVERLOADED`."""
     max_query_depth: int = Field(default=12, ge=3, le=100)
     """Nesting of a GraphQL operation."""
     max_query_tokens: int = Field(default=2_000, ge=50, le=100_000)

@@ -16,7 +16,7 @@ from infra.db.tables import payment_intents
 from infra.db.unit import Database
 from infra.sandbox import running_sandbox
 from infra.settings import Settings, WorkerPlace
-from tests.client import GET_COUNT, MY_PAGE, Api, Concert, Json, ticket_type, until
+from tests.client import BOOK, GET_COUNT, MY_PAGE, Api, Concert, Json, ticket_type, until
 from tests.story.crowd import a_crowd, assert_promises_hold, at_once, told
 from tests.story.world import Processor, World, an_admin, raw, running_app, running_world, with_processor
 
@@ -63,6 +63,17 @@ async def test_a_booking_too_many_is_refused_at_once(world: World) -> None:
     assert (await ann.book(concert, key="k"))["booking"]["id"] == booked["booking"]["id"]
     assert await ann.seats(concert) == (20 - 2 - QUEUE, 2 + QUEUE, 0)
     await assert_promises_hold(world)
+
+
+async def test_one_request_takes_one_place(world: World) -> None:
+    """Whatever its variables name: nobody has asked yet who sent it, and others would find no place."""
+    concert = await world.admin.register()
+    many = {f"x{number}": {"concertId": concert.id} for number in range(10 * QUEUE)}
+    for _ in range(2):  # the first time the document is not known yet
+        error = await world.api.signed_in("nobody's").error(
+            BOOK, input={"concertId": concert.id, "items": []}, **many
+        )
+        assert error["extensions"]["code"] == "UNAUTHENTICATED"
 
 
 async def test_with_no_connection_to_be_had_a_booking_is_refused_at_once(world: World) -> None:
