@@ -31,7 +31,9 @@ pytestmark = pytest.mark.anyio
 
 CONCERT_ID = encode_id(Kind.CONCERT, raw(1))
 BOOKING_ID = encode_id(Kind.BOOKING, BOOKING.id)
-TO_BOOK = {"input": {"concertId": CONCERT_ID, "items": [{"ticketTypeId": "?", "quantity": 1}]}}
+TO_BOOK: dict[str, Any] = {
+    "input": {"concertId": CONCERT_ID, "items": [{"ticketTypeId": "?", "quantity": 1}]}
+}
 NODE = """query($id: ID!) { node(id: $id) { __typename id ... on Concert { title } ...B } }
 fragment B on Booking { status items { ...I } } fragment I on BookingItem { name quantity }"""
 
@@ -130,6 +132,18 @@ async def test_no_room_leaves_nothing_to_the_garbage_collector() -> None:
 
 
 # ---------------------------------------------------------------- what is kept
+async def test_what_is_wrong_with_ones_variables_nobody_else_is_told() -> None:
+    """A refusal is repeated for a moment; one that names somebody's input must not be."""
+    endpoint = Endpoint()
+    answers = []
+    for items in ("a secret", TO_BOOK["input"]["items"], TO_BOOK["input"]["items"]):
+        operation, request = endpoint.find(BOOK, {"input": {"concertId": CONCERT_ID, "items": items}})
+        caller = Caller(None, "r", "127.0.0.1", Overloaded(1_234))
+        answers.append(await endpoint.operations.refuse(operation, request, caller))
+    assert [answer.code for answer in answers] == ["BAD_USER_INPUT", "OK", "OK"]
+    assert answers[1] is answers[2]
+
+
 async def test_fields_that_variables_leave_out_are_chosen_each_time() -> None:
     """What was collected for one execution must not be what the next one answers."""
     endpoint = Endpoint()

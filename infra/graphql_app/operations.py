@@ -172,7 +172,8 @@ class Operations:
             self.count(operation.kind, known.code)
             return known
         result = await self.run(operation, request, caller)
-        if operation.is_fixed:
+        # What is wrong with one caller's variables is that caller's own.
+        if operation.is_fixed and not result.errors:
             if len(self._refusals) >= REFUSALS_MAX:
                 self._refusals.clear()
             self._refusals[asked] = (now_s + REFUSAL_S, result)
