@@ -165,6 +165,8 @@ class ClusterBackend(ServerBackend):
         """Whether a node carries it from now on, the one that has its slot."""
         owner = self._owners.get(slot_of(channel))
         if owner is None:
+            # Its last node refuses it now, and would be asked for it again and again.
+            self._release(channel)
             return False
         node = self._node(owner)
         if self._carriers.get(channel) is not node:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from redis.crc import key_slot
 
 from domain.ports import Message, Resync
 from infra.app.composition import composed
@@ -57,6 +58,32 @@ async def test_channel_follows_its_slot_to_another_node(
         await other.publish(FIRST_TOO, DONE)
         assert await next_item(neighbour) == DONE
     assert not _has_subscriber(source, FIRST) and not _has_subscriber(target, FIRST)
+
+
+async def test_channel_whose_slot_nobody_has_disturbs_no_other() -> None:
+    """Its last node refuses it once; after that the node's others are heard as ever, and it is, with its slot."""
+    with running_valkey_cluster() as cluster:
+        node, slot = _owner(cluster, FIRST), key_slot((CHANNEL_PREFIX + FIRST).encode())
+        for each in cluster.nodes:
+            each.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        async with (
+            cluster_event_stream(cluster.url, heartbeat_s=HEARTBEAT_S) as stream,
+            stream.listen(FIRST) as listener,
+            stream.listen(FIRST_TOO) as neighbour,
+        ):
+            for each in cluster.nodes:
+                each.ask("CLUSTER", "DELSLOTS", slot)
+            await until_connected(stream, False)
+            await asyncio.sleep(10 * HEARTBEAT_S)
+            await stream.publish(FIRST_TOO, DONE)
+            assert await next_item(neighbour) in (DONE, Resync())
+            await stream.publish(FIRST_TOO, DONE)
+            assert await next_item(neighbour) == DONE
+            node.ask("CLUSTER", "ADDSLOTS", slot)
+            assert await next_item(listener) == Resync()
+            await until_connected(stream, True)
+            await stream.publish(FIRST, DONE)
+            assert await next_item(listener) == DONE
 
 
 async def test_nothing_is_lost_while_a_slot_moves(
