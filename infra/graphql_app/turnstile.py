@@ -11,10 +11,10 @@ from infra.db.turns import overloaded
 BEGUN_PER_TURN = 2
 # At three times what can be done two of three are refused, and whoever doesn't wait as told comes more often still. A
 # refusal takes 0.4 ms: so many a second leave most of the time to the others, and so many at once make no turn long.
-REFUSED_PER_S = 600
+REFUSED_PER_S = 800
 REFUSED_AT_ONCE = 32
-# Who is the last of them to be told no hears of it after three seconds; more hear of it at once, or nobody who is
-# still there would hear of it at all.
+# The last of them hears of it after two and a half seconds. More are told at once, or nobody who is still there would
+# hear of it at all.
 REFUSED_WAITING_MAX = 2_000
 
 
