@@ -34,7 +34,7 @@ RECONCILE_EVERY_S = 0.25
 RECONCILE_MAX = 50
 KEEP_EVERY_S = 1.0
 REAP_EVERY_S = 600.0
-REAP_MAX = 10_000
+REAP_MAX = 1_000
 # Keys are kept 72 h (contract, "retry").
 KEY_LIFE = timedelta(hours=72)
 # The processor sends an event again for three days (Stripe, "Webhooks", "Retry behaviour"). One that came later than
