@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from tests.test_event_stream.reading import LIMIT_S
 
@@ -33,8 +33,13 @@ class ManualServer:
         self._writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until the client closes it."""
+        """One connection, until the client closes it, however it does."""
         self._writer = writer
+        with suppress(ConnectionError):
+            await self._answer(reader, writer)
+        writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while count := (await reader.readline())[1:]:
             command = []
             for _ in range(int(count)):
@@ -44,7 +49,6 @@ class ManualServer:
                 writer.write(b"+OK\r\n")
             else:
                 self._commands.put_nowait(command)
-        writer.close()
 
 
 @asynccontextmanager
