@@ -265,8 +265,7 @@ class ForetoldShop:
             self.processor.fail_refund(intent_id)
             intent.is_refunded = False
             self.heard += 1
-            self.model.settle(booking, intent, is_refund_failed=True)
-            self.run(self.shop.hear(f"evt-{self.heard}-{intent_id}", intent_id, is_refund_failed=True))
+            self._hear(booking, intent, intent_id, is_refund_failed=True)
 
     def dispute(self, booking: BookingModel) -> None:
         """The cardholder's bank takes the money back."""
@@ -278,11 +277,16 @@ class ForetoldShop:
         """The processor tells of its intents, for the first time or once more."""
         for intent, intent_id in self._intents(booking):
             self.heard += is_new
-            webhook_id = f"evt-{self.heard}-{intent_id}"
-            if webhook_id not in self.webhooks:
-                self.model.settle(booking, intent)
-            self.webhooks.add(webhook_id)
-            self.run(self.shop.hear(webhook_id, intent_id))
+            self._hear(booking, intent, intent_id)
+
+    def _hear(
+        self, booking: BookingModel, intent: Intent, intent_id: str, *, is_refund_failed: bool = False
+    ) -> None:
+        webhook_id = f"evt-{self.heard}-{intent_id}"
+        if webhook_id not in self.webhooks:
+            self.model.settle(booking, intent, is_refund_failed=is_refund_failed)
+        self.webhooks.add(webhook_id)
+        self.run(self.shop.hear(webhook_id, intent_id, is_refund_failed=is_refund_failed))
 
     # ------------------------------------------------------------ what the organiser does
     def organise(self, concert_id: str, capacity: int, limit: int) -> None:

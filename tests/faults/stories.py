@@ -57,6 +57,7 @@ STORIES: dict[str, tuple[str, ...]] = {
     "declined before": ("pay with a bad card", "pay, lost", "hear", "reconcile"),
     "the bank says no": (ASKED_BY_THE_BANK, "fail to authenticate", "hear"),
     "old news": (ASKED_BY_THE_BANK, "hear", "authenticate", "hear again"),
+    "old news of a refund": ("pay", "cancel", "chores", "refund comes back", "dispute", "hear again"),
     "refund fails late": ("pay", "cancel", "chores", "refund comes back", "retry refunds", "chores"),
 }
 

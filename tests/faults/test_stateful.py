@@ -4,8 +4,9 @@ import os
 import secrets
 from pathlib import Path
 
+import hypothesis
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import HealthCheck, Phase, reproduce_failure, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -90,15 +91,21 @@ def test_a_story_ends_as_foretold(migrated_sqlite: Path, tmp_path: Path, name: s
 
 
 def test_any_order_of_anything_ends_as_foretold(migrated_sqlite: Path, tmp_path: Path) -> None:
-    """Each answer, each state and each attempt is as the model says, and in the end the checker finds nothing."""
+    """Each answer, each state and each attempt is as the model says, and in the end the checker finds nothing.
+
+    What fails is printed with a blob for `reproduce_failure`; FRONTROW_TEST_FAILURE=<blob> runs just that. The seed
+    draws the same again only where the same modules are loaded: Hypothesis also draws constants found in those.
+    """
     number = int(os.environ.get("FRONTROW_TEST_SEED") or secrets.randbelow(2**32))
     print(f"FRONTROW_TEST_SEED={number}")
 
+    @seed(number)
     class Machine(ShopMachine):
         template, folder = migrated_sqlite, tmp_path
 
+    failure = os.environ.get("FRONTROW_TEST_FAILURE")
     run_state_machine_as_test(
-        seed(number)(Machine),
+        reproduce_failure(hypothesis.__version__, failure.encode())(Machine) if failure else Machine,
         settings=settings(
             max_examples=int(os.environ.get("FRONTROW_TEST_EXAMPLES", "20")),
             stateful_step_count=30,
