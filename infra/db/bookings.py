@@ -10,7 +10,7 @@ from sqlalchemy import Row, bindparam, func, select, update
 
 from domain.base import BookingId, ConcertId, Money, PaymentStatus, UserId
 from domain.booking import LIVE, PAYABLE, Booking, BookingItem, BookingStatus
-from infra.db.engine import Statements
+from infra.db.statements import Statements
 from infra.db.tables import among, booking_events, booking_items, bookings, buyers, sales
 
 

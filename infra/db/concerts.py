@@ -7,7 +7,7 @@ from sqlalchemy import Row, select, update
 
 from domain.base import ConcertId, Money, TicketTypeId
 from domain.concert import Concert, ConcertStatus, TicketType
-from infra.db.engine import Statements
+from infra.db.statements import Statements
 from infra.db.tables import concerts, ticket_types
 
 

@@ -10,8 +10,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from domain.base import DomainError, InProgress
 from domain.ports import KeptOutcome, KeyScope, StoredOutcome
 from infra.codec import decode_refusal, encode_refusal
-from infra.db.engine import Statements
 from infra.db.errors import LockTimeout
+from infra.db.statements import Statements
 from infra.db.tables import idempotency_keys
 
 # How long an outcome is kept (contract, "retry").

@@ -9,7 +9,8 @@ from sqlalchemy import delete, func, select, update
 
 from domain.events import Event
 from infra.codec import decode_event, encode_event
-from infra.db.engine import Pool, Statements
+from infra.db.engine import Pool
+from infra.db.statements import Statements
 from infra.db.tables import outbox
 
 ERROR_MAX_LENGTH = 1_000

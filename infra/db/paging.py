@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Column, Row, Select, literal, tuple_
 
 from domain.base import BadUserInput, Page, PageKey, PageQuery
-from infra.db.engine import Statements
+from infra.db.statements import Statements
 from infra.db.tables import UtcDateTime
 
 T = TypeVar("T")

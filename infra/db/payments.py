@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Row, bindparam, delete, select, text, upda
 from domain.base import BookingId, Money, PaymentId, PaymentStatus, UserId
 from domain.payment import Payment
 from domain.ports import IntentRecord, OpenIntent
-from infra.db.engine import Statements
+from infra.db.statements import Statements
 from infra.db.tables import among, payment_intents, payments, webhook_events
 
 # An intent was touched: whoever touched it gets so long before the reconciler looks at it.

@@ -25,12 +25,13 @@ from domain.payment import Payment
 from domain.user import User, Viewer
 from infra.db.bookings import booking_from, items_of, with_items
 from infra.db.concerts import concert_from, ticket_type_from
-from infra.db.engine import Pool, Statements
+from infra.db.engine import Pool
 from infra.db.errors import catalogue_errors
 from infra.db.paging import page_of, page_rows
 from infra.db.payments import payment_from
 from infra.db.sales import SALES_WITH_STOCK, sales_from
 from infra.db.sharing import SharedRead
+from infra.db.statements import Statements
 from infra.db.tables import (
     bookings,
     buyers,

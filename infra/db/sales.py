@@ -9,8 +9,8 @@ from sqlalchemy import ColumnElement, Row, Select, bindparam, func, select, text
 
 from domain.base import ConcertId, Money, TicketTypeId
 from domain.booking import LIVE, Sale, StockLine
-from infra.db.engine import Statements
 from infra.db.promises import COUNTERS, Finding, findings
+from infra.db.statements import Statements
 from infra.db.tables import REFUND_OPEN, among, bookings, sale_stock, sales
 
 

@@ -9,9 +9,10 @@ from sqlalchemy import Column, Row, literal_column, select
 from domain.base import ConcertId, UserId
 from domain.booking import Booking, Sale
 from infra.db.bookings import with_items
-from infra.db.engine import Pool, Statements
+from infra.db.engine import Pool
 from infra.db.lines import BOOKING_LINE
 from infra.db.sales import SALES_WITH_STOCK, sales_from
+from infra.db.statements import Statements
 from infra.db.tables import bookings, buyers, sales
 from infra.db.unit import Database
 from infra.read_model.documents import digest_of, line_of

@@ -15,7 +15,6 @@ from infra.db.concerts import SqlConcertStore
 from infra.db.engine import (
     DatabaseLimits,
     Pool,
-    Statements,
     is_sqlite,
     postgres_engine,
     sqlite_engine,
@@ -26,6 +25,7 @@ from infra.db.outbox import OutboxQueue, SqlOutbox
 from infra.db.payments import SqlPaymentStore
 from infra.db.reads import SqlReads
 from infra.db.sales import SqlSaleStore
+from infra.db.statements import Statements
 from infra.db.turns import Turns
 from infra.db.users import SqlUserStore
 

@@ -6,7 +6,7 @@ from sqlalchemy import Row, delete, select
 
 from domain.base import SessionId, UserId
 from domain.user import EmailTaken, Session, User, UserRole, Viewer
-from infra.db.engine import Statements
+from infra.db.statements import Statements
 from infra.db.tables import sessions, users
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Row, case, func, select
 from domain.base import DomainError
 from domain.booking import BookingStatus
 from infra.app import Frontrow
-from infra.db.engine import Statements
+from infra.db.statements import Statements
 from infra.db.tables import (
     booking_events,
     booking_items,

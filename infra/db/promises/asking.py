@@ -7,8 +7,8 @@ from datetime import timedelta
 from sqlalchemy import bindparam, text
 
 from domain.base import ConcertId
-from infra.db.engine import Statements
 from infra.db.promises.promise import BEYOND, FIRST, Promise, Walk
+from infra.db.statements import Statements
 from infra.db.tables import UtcDateTime
 
 # Enough to see what is wrong; more of the same helps nobody.

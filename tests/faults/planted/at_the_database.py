@@ -13,8 +13,8 @@ from domain.booking import Booking, BookingChanged, BookingStatus, Sale
 from domain.events import Event
 from domain.ports import Deps, Doors, LiveUpdates, Outbox, WriteUnit
 from domain.use_cases.booking import Change, lock_sale_of, record
-from infra.db.engine import Statements
 from infra.db.sales import SqlSaleStore
+from infra.db.statements import Statements
 from infra.db.tables import sale_stock, sales
 from infra.db.unit import SqlWriteUnit
 
