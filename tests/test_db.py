@@ -168,16 +168,19 @@ async def test_stale_sale_is_not_saved(database: Database) -> None:
     async with database.write() as unit:
         await unit.sales.save(sale, held)
         await unit.commit()
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="a row of sales"):
         async with database.write() as unit:
             await unit.sales.save(sale, held)
-    with pytest.raises(AssertionError):
+            await unit.commit()
+    with pytest.raises(AssertionError, match="a row of sales"):
         async with database.write() as unit:
             await unit.sales.save(sale, replace(sale, title="Other", version=2))
+            await unit.commit()
     meddled = replace(held, stock=(replace(held.stock[0], held=1),))
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="a row of sale_stock"):
         async with database.write() as unit:
             await unit.sales.save(meddled, meddled.with_held(wanted))
+            await unit.commit()
     assert await database.reads.sales([sale.concert_id]) == {sale.concert_id: held}
 
 
@@ -259,9 +262,10 @@ async def test_stale_booking_is_not_saved(database: Database) -> None:
         await unit.bookings.save([(booking, expired)])
         await unit.commit()
     for stale in (booking, replace(booking, version=2), replace(expired, version=1)):
-        with pytest.raises(AssertionError):
+        with pytest.raises(AssertionError, match="a row of bookings"):
             async with database.write() as unit:
                 await unit.bookings.save([(stale, replace(stale, status=BookingStatus.CANCELLED, version=9))])
+                await unit.commit()
     assert await database.reads.bookings([booking.id]) == {booking.id: expired}
 
 
@@ -301,7 +305,10 @@ async def test_due_and_live_bookings_are_found(database: Database) -> None:
 
 
 async def test_many_bookings_are_saved_together(database: Database) -> None:
-    """Forty cost as many statements as two; where one is not as it was read, none is saved."""
+    """Forty cost as many statements as two; where one is not as it was read, none is saved.
+
+    PostgreSQL is sent the bookings and their history in one.
+    """
     sale = await open_sale(database, a_sale())
     old = [await put_booking(database, a_booking(sale, f"b{n:02}")) for n in range(40)]
     new = [replace(each, status=BookingStatus.CANCELLED, version=2) for each in old]
@@ -311,13 +318,14 @@ async def test_many_bookings_are_saved_together(database: Database) -> None:
                 await unit.bookings.save(changes)
                 await unit.bookings.add_events([(was, each, 1) for was, each in changes])
                 await unit.commit()
-        assert len(seen) == 3
+        assert len(seen) == (1 if database.writers.engine.dialect.name == "postgresql" else 2)
     assert await database.reads.bookings([each.id for each in old]) == {each.id: each for each in new}
     newer = [replace(each, version=3) for each in new]
     stale = replace(new[7], version=9)
-    with pytest.raises(AssertionError, match="read before"):
+    with pytest.raises(AssertionError, match="a row of bookings was not as it was read"):
         async with database.write() as unit:
             await unit.bookings.save([*zip(new[:7], newer[:7], strict=True), (stale, newer[7])])
+            await unit.commit()
     assert (await database.reads.bookings([old[0].id]))[old[0].id] == new[0]
 
 

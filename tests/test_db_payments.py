@@ -49,9 +49,11 @@ async def test_attempt_is_read_back_as_it_was_written(database: Database) -> Non
         await unit.payments.save((first, captured))
         assert await unit.payments.get(first.id) == captured
         assert await unit.payments.get(PaymentId("none")) is None
-        with pytest.raises(AssertionError):
-            await unit.payments.save((first, replace(first, status=PaymentStatus.DECLINED)))
         await unit.commit()
+    with pytest.raises(AssertionError, match="a row of payments was not as it was read"):
+        async with database.write() as unit:
+            await unit.payments.save((first, replace(first, status=PaymentStatus.DECLINED)))
+            await unit.commit()
     assert await database.reads.payments([first.id, second.id]) == {first.id: captured, second.id: second}
 
 
@@ -79,6 +81,7 @@ async def test_booking_has_one_captured_payment_at_most(database: Database, seco
     with pytest.raises(IntegrityError):
         async with database.write() as unit:
             await unit.payments.add(a_payment(BOOKING, "p2", status=second))
+            await unit.commit()
     assert await database.reads.payments([PaymentId("p2")]) == {}
 
 
@@ -105,6 +108,7 @@ async def test_booking_has_one_live_intent_at_most(database: Database) -> None:
     with pytest.raises(IntegrityError):
         async with database.write() as unit:
             await unit.payments.put_intents(second)
+            await unit.commit()
     closed = replace(
         first, is_closed=True, charge_id="ch", create_number=3, creating_key="k", creating_until=NOW
     )
@@ -131,13 +135,16 @@ async def test_many_intents_are_put_together(database: Database) -> None:
     nameless = replace(third, intent_id=None, creating_until=NOW, creating_key="k")
     async with database.write() as unit:
         await unit.payments.put_intents(first, second)
+        await unit.commit()
+    async with database.write() as unit:
         with recorded(database) as seen:
             await unit.payments.put_intents(replace(first, create_number=2), closed, nameless, fourth)
-        assert len(seen) == 2
+            await unit.commit()
+        assert len(seen) == 1
+    async with database.write() as unit:
         named = ["p3", "p2", "p1", "p0", "none"]
         found = await unit.payments.intents([PaymentId(each) for each in named])
         assert await unit.payments.intents([]) == {}
-        await unit.commit()
     assert found == {
         "p0": replace(first, create_number=2),
         "p1": closed,

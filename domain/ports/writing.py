@@ -134,7 +134,7 @@ class SaleStore(Protocol):
         ...
 
     async def save(self, old: Sale, new: Sale) -> None:
-        """Write what differs, where the rows still are as in `old`. Raises: AssertionError otherwise."""
+        """Write it, and its lines that moved, where they still are as in `old`. Raises: AssertionError otherwise."""
         ...
 
     async def unsettled(self, concert_id: ConcertId) -> tuple[int, int]:
@@ -329,7 +329,10 @@ class Outbox(Protocol):
 
 
 class WriteUnit(Protocol):
-    """One transaction that may write. Rolled back unless committed; only the database is awaited inside."""
+    """One transaction that may write. Rolled back unless committed; only the database is awaited inside.
+
+    What is written may be sent with what comes next: what is wrong with it is raised there, or by the commit.
+    """
 
     @property
     def users(self) -> UserStore:
@@ -367,7 +370,7 @@ class WriteUnit(Protocol):
         ...
 
     async def now(self) -> datetime:
-        """The database's clock at this moment, not the transaction's start."""
+        """The database's clock, at this moment or when the last sale was locked, never the transaction's start."""
         ...
 
     async def commit(self) -> None:

@@ -3,15 +3,17 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from functools import partial
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, select, update
+from sqlalchemy import Row, Select, bindparam, func, select
+from sqlalchemy import update as sql_update
 
 from domain.base import BookingId, ConcertId, Money, PaymentStatus, UserId
 from domain.booking import LIVE, PAYABLE, Booking, BookingItem, BookingStatus
-from infra.db.statements import Statements
+from infra.db.statements import Statements, one_of_sent
 from infra.db.tables import among, booking_events, booking_items, bookings, buyers, sales
+from infra.db.writes import insert, net, update
 
 
 class SqlBookingStore:
@@ -30,7 +32,6 @@ class SqlBookingStore:
                 "ticket_quantity": booking.ticket_quantity,
                 "total_minor": booking.total.amount_minor,
                 "currency": booking.total.currency,
-                "of_concert": booking.concert_id,
                 "created_at": booking.created_at,
                 **_changing(booking),
             }
@@ -48,8 +49,8 @@ class SqlBookingStore:
             for booking in made
             for position, item in enumerate(booking.items)
         ]
-        await self._statements.change(_ADD, rows)
-        await self._statements.change(booking_items.insert(), items)
+        await self._statements.later(_ADD, rows)
+        await self._statements.later(_ADD_ITEMS, items)
 
     async def lock(self, booking_ids: Sequence[BookingId]) -> list[Booking]:
         """The bookings that exist, by id, locked until the transaction ends."""
@@ -83,14 +84,10 @@ class SqlBookingStore:
     async def save(self, changes: Sequence[tuple[Booking, Booking]]) -> None:
         """Compare-and-set on status and version. Raises: AssertionError where a row is not as in the old one."""
         rows = [
-            {"of_booking": old.id, "was_status": old.status.value, "was_version": old.version}
-            | _changing(new)
-            for old, new in changes
+            {"was_id": old.id, "was_status": old.status.value, "was_version": old.version} | _changing(new)
+            for old, new in net(changes)
         ]
-        is_changed = await self._statements.change_each(
-            _SAVE, rows, check=partial(self._are_written, changes)
-        )
-        assert is_changed, "the bookings were locked and read before"
+        await self._statements.later(_SAVE, rows)
         for old, new in changes:
             if old.status is BookingStatus.EXPIRED and new.status in LIVE:
                 await self._note_limit(new)
@@ -110,33 +107,23 @@ class SqlBookingStore:
             }
             for old, new, stock_version in changes
         ]
-        await self._statements.change(booking_events.insert(), rows)
+        await self._statements.later(_ADD_EVENTS, rows)
 
     async def live_ticket_quantities(
         self, user_ids: Collection[UserId], concert_id: ConcertId
     ) -> dict[UserId, int]:
         """The tickets of all live bookings for one concert of those who have any. Read it under the sale's lock."""
         rows = await self._statements.rows(
-            select(bookings.c.user_id, func.sum(bookings.c.ticket_quantity))
-            .where(
-                bookings.c.concert_id == concert_id,
-                self._statements.one_of(bookings.c.user_id, user_ids),
-                among(bookings.c.status, LIVE),
-            )
-            .group_by(bookings.c.user_id)
+            _live_ticket_quantities(self._statements.is_postgres),
+            {"of_concert": concert_id, "users": list(user_ids)},
         )
         return {UserId(user_id): int(tickets) for user_id, tickets in rows}
 
     async def raise_my_page_versions(self, user_ids: Sequence[UserId]) -> list[int]:
         """The next version for each, without gaps; who is named twice has two. Locks the buyers' rows by id."""
         raised = Counter(user_ids)
-        insert = self._statements.insert(buyers)
-        next_versions = insert.on_conflict_do_update(
-            index_elements=["user_id"],
-            set_={"my_page_version": buyers.c.my_page_version + insert.excluded.my_page_version},
-        ).returning(buyers.c.user_id, buyers.c.my_page_version)
-        rows = await self._statements.rows(
-            next_versions,
+        rows = await self._statements.returned(
+            _RAISE_VERSIONS,
             [{"user_id": user_id, "my_page_version": raised[user_id]} for user_id in sorted(raised)],
         )
         before = {UserId(row.user_id): row.my_page_version - raised[row.user_id] for row in rows}
@@ -165,32 +152,76 @@ class SqlBookingStore:
         )
         return sorted(BookingId(row.id) for row in rows)
 
-    async def _are_written(self, changes: Sequence[tuple[Booking, Booking]]) -> bool:
-        ours = self._statements.one_of(bookings.c.id, [new.id for _, new in changes])
-        rows = await self._statements.rows(select(bookings.c.id, bookings.c.version).where(ours))
-        return {row.id: row.version for row in rows} == {new.id: new.version for _, new in changes}
-
     async def _note_limit(self, booking: Booking) -> None:
         """Seats were taken anew under today's limit: it is the one in force for all the person's bookings."""
         await self._statements.change(
-            update(bookings).where(*_LIVE_OF_USER).values(max_tickets_per_user=_LIMIT),
+            _NOTE_LIMIT,
             {"of_concert": booking.concert_id, "of_user": booking.user_id},
         )
 
 
 _OF_CONCERT = bindparam("of_concert", type_=bookings.c.concert_id.type)
 _LIMIT = select(sales.c.max_tickets_per_user).where(sales.c.concert_id == _OF_CONCERT).scalar_subquery()
-_ADD = bookings.insert().values(max_tickets_per_user=_LIMIT)
-_SAVE = update(bookings).where(
-    bookings.c.id == bindparam("of_booking"),
-    bookings.c.status == bindparam("was_status"),
-    bookings.c.version == bindparam("was_version"),
+
+
+@cache
+def _live_ticket_quantities(is_postgres: bool) -> Select[*tuple[Any, ...]]:
+    return (
+        select(bookings.c.user_id, func.sum(bookings.c.ticket_quantity))
+        .where(
+            bookings.c.concert_id == _OF_CONCERT,
+            one_of_sent(bookings.c.user_id, "users", is_postgres=is_postgres),
+            among(bookings.c.status, LIVE),
+        )
+        .group_by(bookings.c.user_id)
+    )
+
+
+_CHANGING = (
+    "status",
+    "is_final",
+    "hold_until",
+    "is_extended",
+    "is_graced",
+    "retry_pay_at",
+    "payment_id",
+    "payment_status",
+    "decline_code",
+    "version",
+    "updated_at",
+)
+_ADD = insert(
+    bookings,
+    *("id", "user_id", "concert_id", "ticket_quantity", "total_minor", "currency", "created_at"),
+    *_CHANGING,
+    computed=lambda given: {
+        "max_tickets_per_user": select(sales.c.max_tickets_per_user)
+        .where(sales.c.concert_id == given["concert_id"])
+        .scalar_subquery()
+    },
+)
+_SAVE = update(
+    bookings,
+    *_CHANGING,
+    where={"was_id": bookings.c.id, "was_status": bookings.c.status, "was_version": bookings.c.version},
+)
+_ADD_ITEMS = insert(booking_items, *booking_items.c.keys())
+_ADD_EVENTS = insert(booking_events, *booking_events.c.keys())
+_RAISE_VERSIONS = insert(
+    buyers,
+    *("user_id", "my_page_version"),
+    conflict=lambda insert, _: insert.on_conflict_do_update(
+        index_elements=["user_id"],
+        set_={"my_page_version": buyers.c.my_page_version + insert.excluded.my_page_version},
+    ),
+    returning=[buyers.c.user_id, buyers.c.my_page_version],
 )
 _LIVE_OF_USER = (
     bookings.c.concert_id == _OF_CONCERT,
     bookings.c.user_id == bindparam("of_user"),
     among(bookings.c.status, LIVE),
 )
+_NOTE_LIMIT = sql_update(bookings).where(*_LIVE_OF_USER).values(max_tickets_per_user=_LIMIT)
 
 
 async def with_items(statements: Statements, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Booking]:

@@ -2,10 +2,22 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Row,
+    Select,
+    Text,
+    bindparam,
+    delete,
+    func,
+    select,
+    tuple_,
+    update,
+)
 
 from domain.base import DomainError, InProgress
 from domain.ports import KeptOutcome, KeyScope, StoredOutcome
@@ -13,6 +25,7 @@ from infra.codec import decode_refusal, encode_refusal
 from infra.db.errors import LockTimeout
 from infra.db.statements import Statements
 from infra.db.tables import idempotency_keys
+from infra.db.writes import clock, insert
 
 # How long an outcome is kept (contract, "retry").
 KEPT_S = 72 * 3_600
@@ -31,7 +44,7 @@ class SqlIdempotencyStore:
         an outcome is never seen. Raises: InProgress where that takes too long.
         """
         try:
-            claimed = await self._statements.change(self._claim(), _row(scope, _outcome(None, None)))
+            claimed = await self._statements.returned(_CLAIM, [_row(scope, _outcome(None, None))])
         except LockTimeout as error:
             raise InProgress from error
         return None if claimed else await self._look_up(scope)
@@ -46,16 +59,12 @@ class SqlIdempotencyStore:
         keyed = [scope for scope in scopes if scope is not None]
         if not keyed:
             return [None] * len(scopes)
-        named = self._statements.one_of_pairs(
-            (idempotency_keys.c.user_id, idempotency_keys.c.key), [(each.user_id, each.key) for each in keyed]
-        )
-        kept_from = self._statements.clock(plus_s=-KEPT_S)
+        is_postgres = self._statements.is_postgres
+        pairs = [(scope.user_id, scope.key) for scope in keyed]
+        users, keys = zip(*pairs, strict=True)
+        sent = {"users": list(users), "keys": list(keys)} if is_postgres else {"pairs": pairs}
         rows = await self._statements.rows(
-            select(idempotency_keys).where(
-                named,
-                idempotency_keys.c.mutation == keyed[0].mutation,
-                idempotency_keys.c.claimed_at > kept_from,
-            )
+            _find_each(is_postgres), {"of_mutation": keyed[0].mutation, **sent}
         )
         found = {(row.user_id, row.mutation, row.key): _stored(row) for row in rows}
         return [None if scope is None else found.get(scope.identity) for scope in scopes]
@@ -73,7 +82,7 @@ class SqlIdempotencyStore:
             for outcome in sorted(outcomes, key=lambda outcome: outcome.scope.identity)
         ]
         try:
-            kept = await self._statements.rows(self._claim().returning(idempotency_keys.c.key), rows)
+            kept = await self._statements.returned(_CLAIM, rows)
         except LockTimeout as error:
             raise InProgress from error
         return len(kept) == len(rows)
@@ -108,15 +117,37 @@ class SqlIdempotencyStore:
         row = await self._statements.row(select(idempotency_keys).where(*_is(scope), *where))
         return None if row is None else _stored(row)
 
-    def _claim(self) -> "postgresql.Insert | sqlite.Insert":
-        """An INSERT of keys; those that are there stay as they are, unless their time is over."""
-        insert = self._statements.insert(idempotency_keys).values(claimed_at=self._statements.clock())
-        fresh = ("arguments_hash", "reference", "refusal", "claimed_at")
-        return insert.on_conflict_do_update(
-            index_elements=["user_id", "mutation", "key"],
-            set_={name: insert.excluded[name] for name in fresh},
-            where=idempotency_keys.c.claimed_at <= self._statements.clock(plus_s=-KEPT_S),
-        )
+
+@cache
+def _find_each(is_postgres: bool) -> Select[*tuple[Any, ...]]:
+    """The outcomes of pairs of user and key of one mutation, the same statement for any number of them."""
+    pair = tuple_(idempotency_keys.c.user_id, idempotency_keys.c.key)
+    if is_postgres:
+        sides = [func.unnest(bindparam(side, type_=ARRAY(Text))) for side in ("users", "keys")]
+        named = pair.in_(select(*sides))
+    else:
+        named = pair.in_(bindparam("pairs", expanding=True))
+    return select(idempotency_keys).where(
+        named,
+        idempotency_keys.c.mutation == bindparam("of_mutation"),
+        idempotency_keys.c.claimed_at > clock(is_postgres=is_postgres, plus_s=-KEPT_S),
+    )
+
+
+# Those that are there stay as they are, unless their time is over.
+_CLAIM = insert(
+    idempotency_keys,
+    *("user_id", "mutation", "key", "arguments_hash", "reference", "refusal"),
+    computed=lambda given: {"claimed_at": given.clock()},
+    conflict=lambda insert, given: insert.on_conflict_do_update(
+        index_elements=["user_id", "mutation", "key"],
+        set_={
+            name: insert.excluded[name] for name in ("arguments_hash", "reference", "refusal", "claimed_at")
+        },
+        where=idempotency_keys.c.claimed_at <= given.clock(plus_s=-KEPT_S),
+    ),
+    returning=[idempotency_keys.c.key],
+)
 
 
 def _row(scope: KeyScope, outcome: dict[str, str | None]) -> dict[str, str | None]:

@@ -12,6 +12,7 @@ from infra.codec import decode_event, encode_event
 from infra.db.engine import Pool
 from infra.db.statements import Statements
 from infra.db.tables import outbox
+from infra.db.writes import insert
 
 ERROR_MAX_LENGTH = 1_000
 # A row that can't be read is set aside for so long: it may be a newer release's.
@@ -29,13 +30,18 @@ class SqlOutbox:
         """Tell them after the commit, at least once."""
         if not events:
             return
-        now = self._statements.clock()
         encoded = [encode_event(event) for event in events]
-        await self._statements.change(
-            outbox.insert().values(created_at=now, due_at=now),
-            [{"kind": kind, "payload": payload, "attempts": 0} for kind, payload in encoded],
+        await self._statements.later(
+            _ADD, [{"kind": kind, "payload": payload, "attempts": 0} for kind, payload in encoded]
         )
         self.added += events
+
+
+_ADD = insert(
+    outbox,
+    *("kind", "payload", "attempts"),
+    computed=lambda given: {"created_at": given.clock(), "due_at": given.clock()},
+)
 
 
 class First(Enum):

@@ -2,16 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, select, text, update
+from sqlalchemy import ColumnElement, Row, case, delete, null, select, text
+from sqlalchemy import update as sql_update
 
 from domain.base import BookingId, Money, PaymentId, PaymentStatus, UserId
 from domain.payment import Payment
 from domain.ports import IntentRecord, OpenIntent
 from infra.db.statements import Statements
 from infra.db.tables import among, payment_intents, payments, webhook_events
+from infra.db.writes import insert, net, update
 
 # An intent was touched: whoever touched it gets so long before the reconciler looks at it.
 SETTLE_DELAY_S = 1.0
@@ -36,7 +37,7 @@ class SqlPaymentStore:
             "created_at": payment.created_at,
             **_changing(payment),
         }
-        await self._statements.change(payments.insert(), row)
+        await self._statements.later(_ADD, [row])
 
     async def of_booking(self, booking_id: BookingId) -> list[Payment]:
         """All attempts of a booking, oldest first. Read it under the booking's lock."""
@@ -64,12 +65,9 @@ class SqlPaymentStore:
     async def save(self, *changes: tuple[Payment, Payment]) -> None:
         """Compare-and-set on the status. Raises: AssertionError where a row is not as in the old one."""
         rows = [
-            {"of_payment": old.id, "was_status": old.status.value} | _changing(new) for old, new in changes
+            {"was_id": old.id, "was_status": old.status.value} | _changing(new) for old, new in net(changes)
         ]
-        is_changed = await self._statements.change_each(
-            _SAVE, rows, check=partial(self._are_written, changes)
-        )
-        assert is_changed, "the attempts were read under their bookings' locks"
+        await self._statements.later(_SAVE, rows)
 
     async def get(self, payment_id: PaymentId) -> Payment | None:
         """One attempt."""
@@ -79,10 +77,10 @@ class SqlPaymentStore:
     async def save_actions(self, actions: Mapping[PaymentId, tuple[str, str | None]]) -> None:
         """Keep what the buyers need to authenticate: the client secret and the page of each attempt."""
         rows = [
-            {"of_payment": payment_id, "client_secret": client_secret, "redirect_url": redirect_url}
+            {"was_id": payment_id, "client_secret": client_secret, "redirect_url": redirect_url}
             for payment_id, (client_secret, redirect_url) in actions.items()
         ]
-        await self._statements.change(_SAVE_ACTION, rows)
+        await self._statements.later(_SAVE_ACTION, rows)
 
     async def action(self, payment_id: PaymentId) -> tuple[str, str | None]:
         """The client secret and the page on which the buyer authenticates."""
@@ -119,18 +117,7 @@ class SqlPaymentStore:
 
     async def put_intents(self, *records: IntentRecord) -> None:
         """Insert or overwrite each. Look at it again soon, while it is not closed."""
-        insert = self._statements.insert(payment_intents)
-        put = insert.on_conflict_do_update(
-            index_elements=["payment_id"], set_={name: insert.excluded[name] for name in _PUT}
-        )
-        # Without the processor's id nothing can be asked, and no money can have moved.
-        open_ones = [_put_row(each) for each in records if not each.is_closed and each.intent_id is not None]
-        others = [_put_row(each) for each in records if each.is_closed or each.intent_id is None]
-        if open_ones:
-            soon = self._statements.clock(plus_s=SETTLE_DELAY_S)
-            await self._statements.change(put.values(look_at=soon), open_ones)
-        if others:
-            await self._statements.change(put.values(look_at=None), others)
+        await self._statements.later(_PUT, [_put_row(each) for each in records])
 
     async def find_intent(
         self, *, payment_id: PaymentId | None, intent_id: str | None
@@ -154,7 +141,7 @@ class SqlPaymentStore:
             .cte("due")
         )
         rows = await self._statements.rows(
-            update(payment_intents)
+            sql_update(payment_intents)
             .where(payment_intents.c.payment_id.in_(select(due.c.payment_id)))
             .values(look_at=self._statements.clock(plus_s=lease_s))
             .returning(payment_intents)
@@ -175,7 +162,7 @@ class SqlPaymentStore:
         What was written of the intent since it was claimed wants a look sooner, and wins.
         """
         await self._statements.change(
-            update(payment_intents)
+            sql_update(payment_intents)
             .where(
                 payment_intents.c.payment_id == claimed.payment_id,
                 payment_intents.c.asked == claimed.asked,
@@ -194,7 +181,7 @@ class SqlPaymentStore:
 
     async def raise_refund_number(self, payment_id: PaymentId) -> None:
         """The processor stored an error under the last refund key: use a new one."""
-        raised = update(payments).values(refund_number=payments.c.refund_number + 1)
+        raised = sql_update(payments).values(refund_number=payments.c.refund_number + 1)
         changed = await self._statements.change(raised.where(payments.c.id == payment_id))
         assert changed == 1, "the attempt exists"
 
@@ -212,12 +199,8 @@ class SqlPaymentStore:
         """Those events whose first time this is. Concurrency: waits for parallel ones to commit, in one order."""
         if not event_ids:
             return set()
-        added = await self._statements.rows(
-            self._statements.insert(webhook_events)
-            .values(received_at=self._statements.clock())
-            .on_conflict_do_nothing(index_elements=["event_id"])
-            .returning(webhook_events.c.event_id),
-            [{"event_id": event_id} for event_id in sorted(event_ids)],
+        added = await self._statements.returned(
+            _ADD_WEBHOOKS, [{"event_id": event_id} for event_id in sorted(event_ids)]
         )
         return {row.event_id for row in added}
 
@@ -238,34 +221,41 @@ class SqlPaymentStore:
         )
         return len(reaped)
 
-    async def _are_written(self, changes: Sequence[tuple[Payment, Payment]]) -> bool:
-        ours = self._statements.one_of(payments.c.id, [new.id for _, new in changes])
-        rows = await self._statements.rows(select(payments.c.id, payments.c.status).where(ours))
-        return {row.id: row.status for row in rows} == {new.id: new.status.value for _, new in changes}
-
     async def _intent(self, *where: ColumnElement[bool]) -> IntentRecord | None:
         row = await self._statements.row(select(payment_intents).where(*where))
         return None if row is None else _intent_from(row)
 
 
-_SAVE = update(payments).where(
-    payments.c.id == bindparam("of_payment"), payments.c.status == bindparam("was_status")
+_CHANGING = ("status", "payment_method_id", "intent_id", "decline_code", "captured_at", "refunded_at")
+_ADD = insert(
+    payments,
+    *("id", "booking_id", "user_id", "amount_minor", "currency", "refund_number", "created_at"),
+    *_CHANGING,
 )
-_SAVE_ACTION = (
-    update(payments)
-    .where(payments.c.id == bindparam("of_payment"))
-    .values(client_secret=bindparam("client_secret"), redirect_url=bindparam("redirect_url"))
+_SAVE = update(payments, *_CHANGING, where={"was_id": payments.c.id, "was_status": payments.c.status})
+_SAVE_ACTION = update(payments, "client_secret", "redirect_url", where={"was_id": payments.c.id})
+_PUT = insert(
+    payment_intents,
+    *("payment_id", "booking_id", "intent_id", "create_number", "charge_id", "is_closed"),
+    *("creating_until", "creating_key", "asked"),
+    # Without the processor's id nothing can be asked, and no money can have moved.
+    computed=lambda given: {
+        "look_at": case(
+            (given["intent_id"].is_(None) | given["is_closed"], null()),
+            else_=given.clock(plus_s=SETTLE_DELAY_S),
+        )
+    },
+    conflict=lambda insert, _: insert.on_conflict_do_update(
+        index_elements=["payment_id"],
+        set_={c.name: insert.excluded[c.name] for c in payment_intents.c if c.name != "booking_id"},
+    ),
 )
-# What `put_intents` overwrites.
-_PUT = (
-    "intent_id",
-    "create_number",
-    "charge_id",
-    "is_closed",
-    "creating_until",
-    "creating_key",
-    "look_at",
-    "asked",
+_ADD_WEBHOOKS = insert(
+    webhook_events,
+    "event_id",
+    computed=lambda given: {"received_at": given.clock()},
+    conflict=lambda insert, _: insert.on_conflict_do_nothing(index_elements=["event_id"]),
+    returning=[webhook_events.c.event_id],
 )
 # In these words on both databases, or the partial index is not used.
 _IS_OPEN: ColumnElement[bool] = text("NOT is_closed")  # type: ignore[assignment]

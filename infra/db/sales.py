@@ -5,13 +5,14 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, bindparam, func, select, text, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, func, select, text
 
 from domain.base import ConcertId, Money, TicketTypeId
 from domain.booking import LIVE, Sale, StockLine
 from infra.db.promises import COUNTERS, Finding, findings
 from infra.db.statements import Statements
-from infra.db.tables import REFUND_OPEN, among, bookings, sale_stock, sales
+from infra.db.tables import REFUND_OPEN, UtcDateTime, among, bookings, sale_stock, sales
+from infra.db.writes import update
 
 
 class SqlSaleStore:
@@ -35,7 +36,10 @@ class SqlSaleStore:
         if row is None:
             return None
         # A statement of its own: under READ COMMITTED it sees what was committed while the first one waited.
-        lines = await self._statements.rows(_STOCK, {"of_concert": concert_id})
+        if not self._statements.is_postgres:
+            return _sale_from(row, await self._statements.rows(_STOCK, {"of_concert": concert_id}))
+        lines = await self._statements.rows(_STOCK_AND_CLOCK, {"of_concert": concert_id})
+        self._statements.locked_at = lines[0].locked_at if lines else None
         return _sale_from(row, lines)
 
     async def get(self, concert_id: ConcertId) -> Sale | None:
@@ -44,24 +48,24 @@ class SqlSaleStore:
         return next(iter(sales_from(rows)), None)
 
     async def save(self, old: Sale, new: Sale) -> None:
-        """Write what differs, where the rows still are as in `old`. Raises: AssertionError otherwise."""
+        """Write it, and its lines that moved, where they still are as in `old`. Raises: AssertionError otherwise."""
         assert [line.ticket_type_id for line in old.stock] == [line.ticket_type_id for line in new.stock]
-        as_read: dict[str, object] = {"of_concert": old.concert_id, "was_version": old.version}
-        changed = await self._statements.change(_SAVE, as_read | _differing(_sale_row(old), _sale_row(new)))
-        assert changed == 1, "the sale was locked and read before"
-        for was, line in sorted(zip(old.stock, new.stock, strict=True), key=_by_id):
-            if was == line:
-                continue
-            as_read = {
-                "of_type": was.ticket_type_id,
+        await self._statements.later(
+            _SAVE, [{"was_id": old.concert_id, "was_version": old.version} | _sale_row(new)]
+        )
+        moved = [
+            {
+                "was_id": was.ticket_type_id,
                 "was_capacity": was.capacity,
                 "was_held": was.held,
                 "was_sold": was.sold,
             }
-            changed = await self._statements.change(
-                _SAVE_LINE, as_read | _differing(_line_row(was), _line_row(line))
-            )
-            assert changed == 1, "the stock moves under the sale's lock only"
+            | _line_row(line)
+            for was, line in zip(old.stock, new.stock, strict=True)
+            if was != line
+        ]
+        if moved:
+            await self._statements.later(_SAVE_LINES, moved)
 
     async def unsettled(self, concert_id: ConcertId) -> tuple[int, int]:
         """How many bookings of it are live, and how many refunds of it are pending or failed."""
@@ -98,12 +102,21 @@ class SqlSaleStore:
 _OF_CONCERT = bindparam("of_concert", type_=sales.c.concert_id.type)
 _LOCK = select(sales).where(sales.c.concert_id == _OF_CONCERT).with_for_update()
 _STOCK = select(sale_stock).where(sale_stock.c.concert_id == _OF_CONCERT).order_by(sale_stock.c.position)
-_SAVE = update(sales).where(sales.c.concert_id == _OF_CONCERT, sales.c.version == bindparam("was_version"))
-_SAVE_LINE = update(sale_stock).where(
-    sale_stock.c.ticket_type_id == bindparam("of_type"),
-    sale_stock.c.capacity == bindparam("was_capacity"),
-    sale_stock.c.held == bindparam("was_held"),
-    sale_stock.c.sold == bindparam("was_sold"),
+_STOCK_AND_CLOCK = _STOCK.add_columns(func.clock_timestamp(type_=UtcDateTime).label("locked_at"))
+_SAVE = update(
+    sales,
+    *(column.name for column in sales.c if not column.primary_key),
+    where={"was_id": sales.c.concert_id, "was_version": sales.c.version},
+)
+_SAVE_LINES = update(
+    sale_stock,
+    *("name", "price_minor", "currency", "capacity", "held", "sold"),
+    where={
+        "was_id": sale_stock.c.ticket_type_id,
+        "was_capacity": sale_stock.c.capacity,
+        "was_held": sale_stock.c.held,
+        "was_sold": sale_stock.c.sold,
+    },
 )
 
 # In these words on both databases, or the partial indexes are not used.
@@ -206,11 +219,3 @@ def _line_row(line: StockLine) -> dict[str, object]:
         "held": line.held,
         "sold": line.sold,
     }
-
-
-def _differing(old: dict[str, object], new: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in new.items() if value != old[name]}
-
-
-def _by_id(pair: tuple[StockLine, StockLine]) -> str:
-    return pair[0].ticket_type_id

@@ -58,7 +58,7 @@ class SqlWriteUnit:
         self.outbox = self._outbox
 
     async def now(self) -> datetime:
-        """The database's clock at this moment, not the transaction's start."""
+        """The database's clock, at this moment or when the last sale was locked, never the transaction's start."""
         return await self._statements.now()
 
     async def commit(self) -> None:
