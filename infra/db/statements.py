@@ -98,7 +98,7 @@ class Statements:
     async def _at_once(self, waiting: _Waiting) -> tuple[Sequence[int], Sequence[Row[*tuple[Any, ...]]]]:
         parameters: dict[str, object] = {}
         for write, rows in waiting:
-            parameters |= write.arrays(rows)
+            parameters |= write.sent(rows)
         found = await self.rows(together(tuple(write for write, _ in waiting)), parameters)
         written = found[0][: len(waiting)]
         return written, [row for row in found if row[-1] is not None] if waiting[-1][0].returning else []
