@@ -16,6 +16,7 @@ from infra.graphql_app.caller import Caller
 from infra.graphql_app.documents import Documents, InvalidDocument, Operation
 from infra.graphql_app.errors import FormattedError, StillRunning, code_of, format_errors
 from infra.graphql_app.execution import Executor, leaves_of
+from infra.graphql_app.inputs import prepare_inputs
 from infra.graphql_app.limits import Limits
 from infra.graphql_app.requests import OperationRequest
 from infra.telemetry import Metrics
@@ -92,6 +93,7 @@ class Operations:
         metrics: Metrics,
         shared: Collection[str],
     ) -> None:
+        prepare_inputs(schema)
         self._schema = schema
         self._leaves = leaves_of(schema._schema)
         self._documents = Documents(schema._schema, limits, shared)
