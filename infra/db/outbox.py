@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from functools import cache
+from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Integer, bindparam, delete, func, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from domain.events import Event
 from infra.codec import decode_event, encode_event
 from infra.db.engine import Pool
 from infra.db.statements import Statements
 from infra.db.tables import outbox
-from infra.db.writes import insert
+from infra.db.writes import clock, insert
 
 ERROR_MAX_LENGTH = 1_000
 # A row that can't be read is set aside for so long: it may be a newer release's.
@@ -82,25 +85,9 @@ class OutboxQueue:
         whose lease ran out is claimed anew. What is due is looked for, not what comes after the last one seen:
         a transaction that commits late is found.
         """
-        names = [kind.__name__ for kind in kinds]
-        by = (outbox.c.due_at, outbox.c.id)
+        claim = _claim(self._pool.engine.dialect.name == "postgresql", tuple(kinds), first, lease_s)
         async with self._pool.transaction() as statements:
-            due = (
-                select(outbox.c.id)
-                .where(outbox.c.due_at <= statements.clock(), outbox.c.kind.in_(names))
-                .order_by(*(column.desc() for column in by) if first is First.NEWEST else by)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
-                .cte("due")
-            )
-            rows = await statements.rows(
-                update(outbox)
-                .where(outbox.c.id.in_(select(due.c.id)))
-                .values(
-                    due_at=statements.clock(plus_s=lease_s), worker=worker, attempts=outbox.c.attempts + 1
-                )
-                .returning(outbox)
-            )
+            rows = await statements.rows(claim, {"how_many": limit, "by": worker})
             claimed = []
             for row in sorted(rows, key=lambda row: (row.created_at, row.id)):
                 try:
@@ -135,6 +122,32 @@ class OutboxQueue:
             (row,) = await statements.rows(select(func.count(), func.min(outbox.c.created_at)))
             age_s = 0.0 if row[1] is None else (await statements.now() - row[1]).total_seconds()
         return row[0], max(0.0, age_s)
+
+
+@cache
+def _claim(
+    is_postgres: bool, kinds: tuple[type[Event], ...], first: First, lease_s: float
+) -> ReturningUpdate[Any]:
+    by = (outbox.c.due_at, outbox.c.id)
+    names = [kind.__name__ for kind in kinds]
+    due = (
+        select(outbox.c.id)
+        .where(outbox.c.due_at <= clock(is_postgres=is_postgres), outbox.c.kind.in_(names))
+        .order_by(*(column.desc() for column in by) if first is First.NEWEST else by)
+        .limit(bindparam("how_many", type_=Integer))
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    return (
+        update(outbox)
+        .where(outbox.c.id.in_(select(due.c.id)))
+        .values(
+            due_at=clock(is_postgres=is_postgres, plus_s=lease_s),
+            worker=bindparam("by"),
+            attempts=outbox.c.attempts + 1,
+        )
+        .returning(outbox)
+    )
 
 
 async def _set_aside(statements: Statements, row_id: int, *, error: str, retry_after_s: float) -> None:

@@ -30,7 +30,6 @@ from infra.db.errors import catalogue_errors
 from infra.db.paging import page_of, page_rows
 from infra.db.payments import payment_from
 from infra.db.sales import SALES_WITH_STOCK, sales_from
-from infra.db.sharing import SharedRead
 from infra.db.statements import Statements
 from infra.db.tables import (
     bookings,
@@ -43,6 +42,7 @@ from infra.db.tables import (
     users,
 )
 from infra.db.users import user_from, viewer_from
+from infra.shared_call import SharedCall
 
 
 class SqlReads:
@@ -51,8 +51,8 @@ class SqlReads:
     def __init__(self, readers: Pool, *, catalogue: Pool | None) -> None:
         self._readers = readers
         self._catalogue_readers = catalogue
-        self._shared_sales = SharedRead(self._read_sales)
-        self._shared_viewers = SharedRead(self._read_viewers)
+        self._shared_sales = SharedCall(self._read_sales)
+        self._shared_viewers = SharedCall(self._read_viewers)
 
     async def now(self) -> datetime:
         """The database's clock."""

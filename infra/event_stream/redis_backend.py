@@ -8,7 +8,7 @@ import asyncio
 import random
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,17 +21,21 @@ from redis.exceptions import MovedError, RedisError
 from domain.ports import Message, Resync
 from infra.event_stream.backends import Backend
 from infra.event_stream.inbox import Inbox
+from infra.shared_call import SharedCall
 
 REGISTER_LIMIT_S = 1.0
 PUBLISH_LIMIT_S = 1.0
 CONNECT_LIMIT_S = 1.0
 CANCEL_AGAIN_S = 0.1
 PUBLISH_CONNECTIONS_MAX = 16
+PUBLISHED_AT_ONCE_MAX = 100
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
 # Redis channels are not bound to a database number, so a shared server needs a name in front.
 CHANNEL_PREFIX = "frontrow:"
 
+# Of channels and messages in turn.
+_PUBLISH_EACH = "for n = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[n], ARGV[n + 1]) end"
 _HEAD = struct.Struct(">qI")
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -94,6 +98,9 @@ class RedisBackend(ServerBackend):
     def __init__(self, url: str, *, heartbeat_s: float) -> None:
         super().__init__()
         self._server = Server(pool_of(url), self.inbox, heartbeat_s=heartbeat_s)
+        # A round trip costs more than an announcement: what comes while one is under way goes with the next.
+        self._publishing = SharedCall(self._publish, ids_max=PUBLISHED_AT_ONCE_MAX)
+        self._publish_each = self._server.publisher.register_script(_PUBLISH_EACH)
 
     @property
     def is_connected(self) -> bool:
@@ -115,7 +122,16 @@ class RedisBackend(ServerBackend):
         self._server.drop(channel)
 
     async def _announce(self, channel: str, packed: bytes) -> None:
-        await self._server.publish(channel, packed)
+        await self._publishing([(channel, packed)])
+
+    async def _publish(self, said: Collection[tuple[str, bytes]]) -> Mapping[tuple[str, bytes], None]:
+        if len(said) == 1:
+            await self._server.publish(*next(iter(said)))
+        else:
+            await self._publish_each(
+                args=[part for channel, packed in said for part in (CHANNEL_PREFIX + channel, packed)]
+            )
+        return {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import secrets
 from asyncio import Semaphore, timeout
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
@@ -27,6 +28,7 @@ from infra.read_model.generation import (
     batch_of_events,
     booking_key,
 )
+from infra.shared_call import SharedCall
 
 # Somebody waits for a page, and there is the database to read instead.
 READ_LIMIT_S = 0.3
@@ -73,12 +75,22 @@ class RedisReadModel:
         self._somebody_waits = _Bounded(redis, slots, limit_s=read_limit_s)
         # Never less than who waits has: `frontrow verify` gives pages ten seconds.
         self._nobody_waits = _Bounded(redis, slots, limit_s=max(read_limit_s, BACKGROUND_LIMIT_S))
+        # A round trip costs more than what an event says.
+        self._projecting = SharedCall(self._project, ids_max=EVENTS_PER_SCRIPT_MAX)
 
     async def project(self, events: Sequence[BookingChanged | SaleChanged]) -> None:
-        """Set what the events say. Idempotent; the newest version wins in any order."""
+        """Set what the events say. Idempotent; the newest version wins in any order.
+
+        Who projects while a script is under way shares the next one with all who do.
+        """
+        await self._projecting([_Told(event) for event in events])
+
+    async def _project(self, told: Collection["_Told"]) -> Mapping["_Told", None]:
+        events = [each.event for each in told]
         for start in range(0, len(events), EVENTS_PER_SCRIPT_MAX):
             batch = batch_of_events(events[start : start + EVENTS_PER_SCRIPT_MAX])
             await self._nobody_waits.run(scripts.PROJECT, _encode_batch(batch))
+        return {}
 
     async def sales(self, ids: Collection[ConcertId]) -> Mapping[ConcertId, Sale] | None:
         """Live counts by concert, of those that are here. One round trip."""
@@ -148,6 +160,13 @@ class RedisReadModel:
         """Every buyer it holds, some at a time, perhaps more than once."""
         async for names in self._nobody_waits.scan(scripts.SCAN_USERS):
             yield [UserId(name) for name in names]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Told:
+    """An event, the same as none but itself."""
+
+    event: BookingChanged | SaleChanged
 
 
 class _RedisGeneration:

@@ -5,12 +5,19 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from domain.ports import Resync
+from domain.ports import Message, Resync
 from infra.event_stream import BroadcastEventStream, redis_event_stream
 from infra.event_stream.redis_backend import CHANNEL_PREFIX, PUBLISH_LIMIT_S, REGISTER_LIMIT_S
 from tests.servers import ValkeyServer
 from tests.test_event_stream.manual_server import running_manual_server
-from tests.test_event_stream.reading import DONE, HEARTBEAT_S, LIMIT_S, next_item, until_connected
+from tests.test_event_stream.reading import (
+    DONE,
+    HEARTBEAT_S,
+    LIMIT_S,
+    all_until_done,
+    next_item,
+    until_connected,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +43,28 @@ async def test_streams_of_two_processes_hear_each_other(
     async with redis_event_stream(valkey.url) as other, other.listen("a") as listener:
         await redis_stream.publish("a", DONE)
         assert await next_item(listener) == DONE
+
+
+async def test_announcements_of_a_moment_share_round_trips(
+    valkey: ValkeyServer, redis_stream: BroadcastEventStream
+) -> None:
+    """A thousand on two channels at once are a dozen commands, and arrive in the order they were announced."""
+    said = [Message(f"k{n}", 1, b"%d" % n) for n in range(1_000)]
+    async with (
+        _client(valkey) as client,
+        redis_stream.listen("a") as listener,
+        redis_stream.listen("b") as other,
+    ):
+        await client.config_resetstat()
+        await asyncio.gather(*(redis_stream.publish("ab"[n % 2], each) for n, each in enumerate(said)))
+        for channel in "ab":
+            await redis_stream.publish(channel, DONE)
+        heard = {channel: await all_until_done(each) for channel, each in (("a", listener), ("b", other))}
+        used = await client.info("commandstats")
+    assert used["cmdstat_publish"]["calls"] == 1_002
+    # The first one goes alone, then a hundred at a time; the first script is sent again, with its text.
+    assert 10 <= used["cmdstat_evalsha"]["calls"] <= 11
+    assert heard == {"a": [*said[::2], DONE], "b": [*said[1::2], DONE]}
 
 
 async def test_restarted_server_brings_a_resync_then_live_again(

@@ -45,6 +45,21 @@ async def test_no_key_of_an_old_generation_is_left(redis_model: RedisReadModel, 
     assert await differences_of(redis_model, writes) == []
 
 
+async def test_projections_of_a_moment_share_round_trips(redis_model: RedisReadModel, redis: Redis) -> None:
+    """Two hundred at once cost a few scripts, and each is there once its caller goes on."""
+    writes = opened()
+    await rebuild(redis_model, writes)
+    before = len(writes.events)
+    for n in range(200):
+        writes.book(BUYERS[n % len(BUYERS)], CONCERTS[0])
+    events = writes.events[before:]
+    await redis.config_resetstat()
+    await asyncio.gather(*(redis_model.project([event]) for event in events))
+    used = await redis.info("commandstats")
+    assert used["cmdstat_evalsha"]["calls"] <= 4
+    assert await differences_of(redis_model, writes) == []
+
+
 async def test_flushed_redis_is_not_complete(redis_model: RedisReadModel, valkey: ValkeyServer) -> None:
     """After a flush the very next read says that it does not know, projections or not, until a rebuild."""
     writes = opened()

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import pytest
 
 from domain.base import DatabaseAway
-from infra.db.sharing import SharedRead
+from infra.shared_call import SharedCall
 from tests.toy_schema import until
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +18,7 @@ class ManualRead:
     """A read that ends when the test says so; it says its number of every id."""
 
     def __init__(self, *, next_after_s: float = 60, ids_max: int = 1_000) -> None:
-        self.shared = SharedRead(self, next_after_s=next_after_s, ids_max=ids_max)
+        self.shared = SharedCall(self, next_after_s=next_after_s, ids_max=ids_max)
         self.begun: list[tuple[frozenset[str], asyncio.Future[Answer]]] = []
 
     async def __call__(self, ids: Collection[str]) -> Answer:

@@ -1,4 +1,4 @@
-"""One read for everybody who asks at about the same time."""
+"""One call for everybody who asks at about the same time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -8,30 +8,30 @@ from typing import Generic, TypeVar
 K = TypeVar("K")
 V = TypeVar("V")
 
-# A read that takes so long may hang with its connection: whoever comes after it waits no longer.
+# A call that takes so long may hang with its connection: whoever comes after it waits no longer.
 NEXT_AFTER_S = 1.0
 # Some hundred bytes of a statement each.
 IDS_MAX = 1_000
 
 
-class SharedRead(Generic[K, V]):
-    """A batch read, one at a time: a thousand who ask together cost one or two, whatever ids they ask for.
+class SharedCall(Generic[K, V]):
+    """A call with many ids, one at a time: a thousand who ask together cost one or two, whatever ids they ask for.
 
-    Only a read that begins after the question answers it. A stream asks once it hears what is announced, and an
-    older snapshot would leave a hole. So who asks while a read is under way shares the next with all who do, up to
-    `ids_max` ids; behind those comes another.
+    Only a call that begins after the question answers it. A stream asks once it hears what is announced, and an
+    older snapshot would leave a hole. So who asks while one is under way shares the next with all who do, up to
+    `ids_max` ids in the order they came; behind those comes another.
     Concurrency: any tasks of one event loop. A failure is everybody's; a cancelled caller takes nothing from
     the others, and the last one takes the read along.
     """
 
     def __init__(
         self,
-        read: Callable[[Collection[K]], Awaitable[Mapping[K, V]]],
+        call: Callable[[Collection[K]], Awaitable[Mapping[K, V]]],
         *,
         next_after_s: float = NEXT_AFTER_S,
         ids_max: int = IDS_MAX,
     ) -> None:
-        self._read = read
+        self._call = call
         self._next_after_s = next_after_s
         self._ids_max = ids_max
         # The one that may still be joined, and the task of the newest.
@@ -39,12 +39,12 @@ class SharedRead(Generic[K, V]):
         self._newest: asyncio.Task[Mapping[K, V]] | None = None
 
     async def __call__(self, ids: Collection[K]) -> dict[K, V]:
-        """What `read` says of these ids."""
+        """What `call` says of these ids."""
         turn = self._coming
         if turn is None or len(turn.ids) + len(ids) > self._ids_max:
             turn = self._coming = _Turn()
             turn.task = self._newest = asyncio.create_task(self._take(turn, after=self._newest))
-        turn.ids.update(ids)
+        turn.ids.update(dict.fromkeys(ids))
         turn.askers += 1
         try:
             # Unlike the task itself this may be cancelled.
@@ -62,7 +62,7 @@ class SharedRead(Generic[K, V]):
         # Who asks from here on asks too late for this one.
         self._close(turn)
         try:
-            return await self._read(turn.ids)
+            return await self._call(turn.ids)
         finally:
             if self._newest is turn.task:
                 self._newest = None
@@ -81,8 +81,8 @@ class SharedRead(Generic[K, V]):
 
 @dataclass(slots=True, eq=False)
 class _Turn(Generic[K, V]):
-    """One read that is to come or under way, what of, and how many wait for it."""
+    """One call that is to come or under way, what of, and how many wait for it."""
 
-    ids: set[K] = field(default_factory=set)
+    ids: dict[K, None] = field(default_factory=dict)
     task: "asyncio.Task[Mapping[K, V]]" = field(init=False)
     askers: int = 0
