@@ -18,6 +18,8 @@ Json = dict[str, Any]
 
 PATIENCE_S = 10.0
 PASSWORD = "correct horse battery"
+# The least memory that argon2 takes: its hash is there in a fraction of a millisecond instead of 30.
+HASH_KIB = 64
 
 BOOKING = """fragment B on Booking {
   id concertId status isFinal payBy retryPayAt version createdAt updatedAt total { amountMinor currency }

@@ -34,7 +34,6 @@ def cheap_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     file.write_text(Path(certifi.where()).read_text().partition(end)[0] + end)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SSL_CERT_FILE", str(file))
-        environment.setenv("FRONTROW_PASSWORD_MEMORY_KIB", "64")
         yield
 
 

@@ -25,6 +25,7 @@ from infra.db.tables import booking_events, bookings, outbox, payment_intents, p
 from infra.db.unit import Database
 from infra.group_commit import SharedCommits
 from infra.sign_ins import RememberedSignIns
+from tests.client import HASH_KIB
 from tests.db_world import NOW, a_sale, open_sale
 from tests.fake_processor import OK, FakeProcessor
 
@@ -205,7 +206,7 @@ async def running_shop(
     booking_batch_max: int = 100,
 ) -> AsyncIterator[Shop]:
     """A shop over the database; what no use case of it reaches is left out."""
-    passwords = Argon2Passwords(max_waiting=1)
+    passwords = Argon2Passwords(memory_kib=HASH_KIB, max_waiting=1)
     deps = Deps(
         together=SharedCommits(batch_max=booking_batch_max, waiting_max=700),
         settling=SharedCommits(batch_max=booking_batch_max, waiting_max=None),

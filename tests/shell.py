@@ -13,10 +13,14 @@ from threading import Timer
 from click.testing import CliRunner, Result
 
 from infra.cli import main
+from tests.client import HASH_KIB
 
 PATIENCE_S = 30.0
-# The tests' PostgreSQL forgets everything when its machine fails, and so do they.
-_UNSAFE: dict[str, str | None] = {"FRONTROW_ALLOW_UNSAFE_DATABASE": "1"}
+_ALWAYS: dict[str, str | None] = {
+    # The tests' PostgreSQL forgets everything when its machine fails, and so do they.
+    "FRONTROW_ALLOW_UNSAFE_DATABASE": "1",
+    "FRONTROW_PASSWORD_MEMORY_KIB": str(HASH_KIB),
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Shell:
     def _environ(self, more: dict[str, str]) -> dict[str, str | None]:
         none: dict[str, str | None] = {name: None for name in os.environ if name.startswith("FRONTROW_")}
         given = {f"FRONTROW_{name.upper()}": value for name, value in (self.settings | more).items()}
-        return none | _UNSAFE | given
+        return none | _ALWAYS | given
 
 
 @dataclass

@@ -18,7 +18,7 @@ from infra.db.unit import Database
 from infra.failpoints import Action
 from infra.sandbox import running_sandbox
 from infra.settings import Settings
-from tests.client import PASSWORD, Api, Json
+from tests.client import HASH_KIB, PASSWORD, Api, Json
 from tests.db_world import run_sql
 from tests.faults.fork_server import Child, ForkServer
 from tests.faults.reading import until_quiet
@@ -165,6 +165,7 @@ async def running_house(
             "stripe_api_key": "sk_test_tests",
             "stripe_api_base": processor_url,
             "stripe_webhook_secret": WEBHOOK_SECRET,
+            "password_memory_kib": HASH_KIB,
         } | facts
         async with composed(Settings(**settings)) as frontrow:
             await create_admin(frontrow.deps, SignUp(ADMIN, PASSWORD, "Admin"))

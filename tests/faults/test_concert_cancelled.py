@@ -22,7 +22,7 @@ from infra.db.unit import Database
 from infra.failpoints import Action
 from infra.settings import Settings, WorkerPlace
 from schema.common import Kind, encode_id
-from tests.client import CANCEL_CONCERT, Api, Json
+from tests.client import CANCEL_CONCERT, HASH_KIB, Api, Json
 from tests.db_world import run_sql
 from tests.faults.called_off import UNREFUNDABLE, CalledOff, fill, wrong_in_the_end
 from tests.faults.doorkeeper import Doorkeeper, guarded_sandbox
@@ -137,6 +137,7 @@ async def scene(
             "stripe_api_key": "sk_test_tests",
             "stripe_api_base": url,
             "stripe_webhook_secret": WEBHOOK_SECRET,
+            "password_memory_kib": HASH_KIB,
         }
         settings = Settings(**facts, worker=WorkerPlace.OFF, allow_unsafe_database=True)
         world = await stack.enter_async_context(_api(settings, url))

@@ -18,7 +18,7 @@ from infra.sandbox import running_sandbox
 from infra.settings import Settings
 from infra.socket_protocol import SocketProtocol
 from schema.common import decode_id
-from tests.client import PASSWORD, Api, Json, until
+from tests.client import HASH_KIB, PASSWORD, Api, Json, until
 
 WEBHOOK_SECRET = "whsec_of_the_tests_only"
 
@@ -100,6 +100,7 @@ def with_processor(settings: Settings, url: str) -> Settings:
         "stripe_api_key": "sk_test_tests",
         "stripe_api_base": url,
         "stripe_webhook_secret": WEBHOOK_SECRET,
+        "password_memory_kib": HASH_KIB,
     }
     return Settings(**fields)
 

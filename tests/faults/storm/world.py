@@ -19,7 +19,7 @@ from infra.db.migrations import migrate
 from infra.db.unit import Database
 from infra.sandbox import running_sandbox
 from infra.settings import Settings
-from tests.client import PASSWORD, Api, Json
+from tests.client import HASH_KIB, PASSWORD, Api, Json
 from tests.faults.fork_server import Child, ForkServer, running_fork_server
 from tests.faults.proxy import Proxy, running_proxy
 from tests.servers import PostgresServer, ValkeyServer, running_postgres, running_valkey
@@ -34,6 +34,7 @@ SETTINGS: Json = {
     "log_level": "error",
     "stripe_api_key": "sk_test_storm",
     "stripe_webhook_secret": WEBHOOK_SECRET,
+    "password_memory_kib": HASH_KIB,
 }
 PATIENCE_S = 60.0
 NAP_S = 0.02
