@@ -7,6 +7,8 @@ JOBS ?= 2
 MINUTES ?= 30
 # Handed on: make serve ARGS="--port 9000", make test ARGS="-k seat", make lock ARGS=--upgrade
 ARGS ?=
+# Where it is set, as in many containers, each of the processes that tests start compiles everything anew.
+export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 --quiet
