@@ -48,7 +48,10 @@ async def side(request: pytest.FixtureRequest) -> AsyncIterator[Side]:
 
         yield Side(fake, in_memory, dispute)
         return
-    async with running_sandbox("127.0.0.1", 0) as url, httpx.AsyncClient(trust_env=False) as http:
+    async with (
+        running_sandbox("127.0.0.1", 0) as url,
+        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport()) as http,
+    ):
         gateway = StripeGateway(
             "sk_test_k", api_base=url, return_url="https://shop.example", payment_timeout_ms=5_000
         )

@@ -38,7 +38,8 @@ class Webhooks:
     """Owns every delivery under way; `aclose` ends and awaits them."""
 
     def __init__(self) -> None:
-        self._http = httpx.AsyncClient(timeout=ATTEMPT_TIMEOUT_S, trust_env=False)
+        # A transport of its own: no proxy from the environment, but the certificates that it names.
+        self._http = httpx.AsyncClient(timeout=ATTEMPT_TIMEOUT_S, transport=httpx.AsyncHTTPTransport())
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._deliveries: set[asyncio.Task[None]] = set()
 

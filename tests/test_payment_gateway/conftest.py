@@ -53,7 +53,7 @@ async def shop_at(url: str, *, payment_timeout_ms: int = 10_000) -> AsyncIterato
     gateway = StripeGateway(
         "sk_test_secret", api_base=url, return_url=RETURN_URL, payment_timeout_ms=payment_timeout_ms
     )
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as sandbox:
+    async with httpx.AsyncClient(base_url=url, transport=httpx.AsyncHTTPTransport()) as sandbox:
         try:
             yield Shop(gateway, sandbox)
         finally:

@@ -66,7 +66,9 @@ async def running_processor(state_path: Path | None = None) -> AsyncIterator[Pro
 
 def client(url: str) -> httpx.AsyncClient:
     """An HTTP client with an API key."""
-    return httpx.AsyncClient(base_url=url, headers={"authorization": "Bearer sk_test_1"}, trust_env=False)
+    return httpx.AsyncClient(
+        base_url=url, headers={"authorization": "Bearer sk_test_1"}, transport=httpx.AsyncHTTPTransport()
+    )
 
 
 @pytest.fixture

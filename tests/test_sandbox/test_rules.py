@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 async def test_who_brings_no_api_key_is_refused(processor: Processor) -> None:
     """Without a key 401; Bearer and Basic both carry one."""
     url = processor.http.base_url
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as stranger:
+    async with httpx.AsyncClient(base_url=url, transport=httpx.AsyncHTTPTransport()) as stranger:
         answers = [
             await stranger.get("/v1/refunds"),
             await stranger.get("/v1/refunds", headers={"authorization": "Bearer"}),
