@@ -34,7 +34,7 @@ NAP_S = 0.005
 # ---------------------------------------------------------------- seen from a test
 @dataclass
 class Child:
-    """One Frontrow process. `reached` are the armed points that it came to, in order."""
+    """One Frontrow process. `reached` are the points that it came to since they were armed, in order."""
 
     number: int
     pid: int
@@ -50,7 +50,9 @@ class Child:
         return self.exit_status is None
 
     def arm(self, point: str, action: Action, *, after: int = 0) -> None:
-        """What happens at the point, once, after it was passed `after` times."""
+        """What happens at the point, once, after it was passed `after` times; it has not been reached since."""
+        while point in self.reached:
+            self.reached.remove(point)
         self.server.tell(self.number, {"arm": point, "action": action.value, "after": after})
 
     def disarm(self) -> None:
