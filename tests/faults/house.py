@@ -161,7 +161,7 @@ async def running_house(
             # A busy machine is no bad day of the processor: only tests about those have less patience.
             "payment_timeout_ms": 5_000,
             # All of it is taken by a step that stands still until it is cancelled, where a process is told to stop.
-            "shutdown_grace_s": 2,
+            "shutdown_grace_s": 1,
             "stripe_api_key": "sk_test_tests",
             "stripe_api_base": processor_url,
             "stripe_webhook_secret": WEBHOOK_SECRET,
