@@ -1,6 +1,5 @@
 """`frontrow verify` finds every broken promise, and nothing else."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from itertools import pairwise
 
@@ -12,18 +11,23 @@ from infra.db.unit import Database
 from tests.db_world import a_sale
 from tests.fake_processor import FakeProcessor
 from tests.paying import running_shop
-from tests.whole_story import Story, a_whole_story
+from tests.whole_story import Story, Storyteller
 
 pytestmark = pytest.mark.anyio
 
 PAST = "'2026-01-01T00:00:00.000000+00:00'"
 
 
+@pytest.fixture(scope="module")
+def storyteller() -> Storyteller:
+    """Has told nothing yet."""
+    return Storyteller()
+
+
 @pytest.fixture
-async def story(database: Database) -> AsyncIterator[Story]:
+async def story(database: Database, storyteller: Storyteller) -> Story:
     """Every kind of booking."""
-    async with a_whole_story(database) as story:
-        yield story
+    return await storyteller.tell(database)
 
 
 async def test_empty_database_breaks_no_promise(database: Database) -> None:

@@ -17,18 +17,23 @@ from infra.verifier import LEASE_S, Verifier
 from tests.db_world import a_sale, open_sale, run_sql
 from tests.fake_processor import FakeProcessor
 from tests.paying import Shop, running_shop
-from tests.whole_story import Story, a_whole_story
+from tests.whole_story import Story, Storyteller
 
 pytestmark = pytest.mark.anyio
 
 PAST = "'2026-01-01T00:00:00.000000+00:00'"
 
 
+@pytest.fixture(scope="module")
+def storyteller() -> Storyteller:
+    """Has told nothing yet."""
+    return Storyteller()
+
+
 @pytest.fixture
-async def story(database: Database) -> AsyncIterator[Story]:
+async def story(database: Database, storyteller: Storyteller) -> Story:
     """Every kind of booking."""
-    async with a_whole_story(database) as story:
-        yield story
+    return await storyteller.tell(database)
 
 
 @pytest.fixture
