@@ -1,6 +1,7 @@
 """What tests stand on: asyncio, and fresh databases of both kinds."""
 
 import asyncio
+import gc
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,12 @@ from tests.databases import PostgresDatabases
 from tests.servers import running_postgres, running_valkey
 
 KINDS = ("sqlite", "postgres")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: the garbage collector need not go through it ever again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
