@@ -42,7 +42,7 @@ EXPECTED = (DomainError, GatewayError, ConnectionError)
 
 
 class Relay:
-    """One lane: the rows of some kinds of events, `parallel` at a time; with a `throttle`, as fast as that lets it.
+    """One lane: the rows of some kinds of events, for ever; with a `throttle`, as fast as that lets it.
 
     Concurrency: any number of lanes and processes; within its lease no row is worked on twice.
     """
@@ -57,7 +57,6 @@ class Relay:
         metrics: Metrics,
         lease_s: float = LEASE_S,
         throttle: Throttle | None = None,
-        parallel: int = PARALLEL,
         react: Callable[[Deps, Event], Awaitable[None]] = react,
     ) -> None:
         self._deps = deps
@@ -69,7 +68,7 @@ class Relay:
         self._react = react
         self._throttle = throttle
         self._has_work = asyncio.Event()
-        self._parallel = asyncio.Semaphore(parallel)
+        self._parallel = asyncio.Semaphore(PARALLEL)
 
     def wake(self) -> None:
         """There may be work: look now."""

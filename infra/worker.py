@@ -20,7 +20,7 @@ from domain.use_cases.booking import expire_due
 from domain.use_cases.settlement import claim_open_intents, look_again, reconcile
 from infra.db.outbox import OutboxQueue
 from infra.read_model import GenerationLost, RebuildableReadModel, Source, rebuild
-from infra.relay import CLAIM_MAX, EXPECTED, Relay
+from infra.relay import EXPECTED, Relay
 from infra.telemetry import Metrics
 from infra.throttle import Throttle, ThrottledGateway
 from infra.verifier import Verifier
@@ -67,15 +67,7 @@ class Worker:
         # Looked at in vain: the database went away, and left to their leases they would wait after it is back.
         self._in_vain: list[OpenIntent] = []
         self._woken = (
-            Relay(
-                deps,
-                queue,
-                kinds=(BookingChanged, SaleChanged),
-                worker=name,
-                metrics=metrics,
-                # They share round trips, as many as there are.
-                parallel=CLAIM_MAX,
-            ),
+            Relay(deps, queue, kinds=(BookingChanged, SaleChanged), worker=name, metrics=metrics),
             Relay(
                 deps,
                 queue,

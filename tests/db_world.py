@@ -200,6 +200,11 @@ async def run_sql(database: Database, sql: str, **parameters: object) -> None:
         await statements.commit()
 
 
+def is_postgres(database: Database) -> bool:
+    """Whether it is on PostgreSQL."""
+    return database.writers.engine.dialect.name == "postgresql"
+
+
 @contextmanager
 def recorded(database: Database) -> Iterator[list[tuple[str, Any]]]:
     """The statements that are executed meanwhile, with their parameters; transaction control left out."""

@@ -10,7 +10,7 @@ from domain.base import UserId
 from domain.booking import Booking, BookingStatus, SaleChanged
 from infra.db.unit import Database
 from infra.db.writes import net
-from tests.db_world import NOW, a_booking, a_payment, a_sale, open_sale, put_booking, recorded
+from tests.db_world import NOW, a_booking, a_payment, a_sale, is_postgres, open_sale, put_booking, recorded
 
 pytestmark = pytest.mark.anyio
 
@@ -21,10 +21,6 @@ def _steps(booking: Booking) -> Sequence[tuple[Booking, Booking]]:
     """It is approved, and cancelled right after that."""
     approved = replace(booking, status=BookingStatus.APPROVED, version=2)
     return [(booking, approved), (approved, replace(approved, status=BookingStatus.CANCELLED, version=3))]
-
-
-def _is_postgres(database: Database) -> bool:
-    return database.writers.engine.dialect.name == "postgresql"
 
 
 async def test_what_waits_is_sent_at_once(database: Database) -> None:
@@ -38,7 +34,7 @@ async def test_what_waits_is_sent_at_once(database: Database) -> None:
             await unit.bookings.add_events([(None, booking, 2)])
             assert seen == []
             assert await unit.bookings.raise_my_page_versions([ADA, UserId("bob")]) == [1, 1]
-        assert len(seen) == (1 if _is_postgres(database) else 6)
+        assert len(seen) == (1 if is_postgres(database) else 6)
         await unit.commit()
     assert await database.reads.bookings([booking.id]) == {booking.id: booking}
     assert await database.reads.sales([sale.concert_id]) == {
@@ -101,7 +97,7 @@ async def test_several_changes_of_one_row_are_one(database: Database) -> None:
 
 
 async def test_one_stale_row_undoes_all_that_was_sent_with_it(database: Database) -> None:
-    """Also what goes to other tables: the transaction can't be committed by mistake."""
+    """Also what went to other tables in the same statement."""
     sale = await open_sale(database, a_sale())
     booking = await put_booking(database, a_booking(sale))
     stale = replace(booking, version=7)
@@ -130,5 +126,5 @@ async def test_a_sale_is_locked_at_a_time(database: Database) -> None:
         with recorded(database) as seen:
             locked_at = await unit.now()
             assert locked_at >= before
-            if _is_postgres(database):
+            if is_postgres(database):
                 assert (await unit.now(), seen) == (locked_at, [])

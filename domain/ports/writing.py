@@ -282,7 +282,7 @@ class PaymentStore(Protocol):
         ...
 
     async def put_intents(self, *records: IntentRecord) -> None:
-        """Insert or overwrite each. Look at it again soon, while it is not closed."""
+        """Insert or overwrite each, no two of one intent. Look at it again soon, while it is not closed."""
         ...
 
     async def find_intent(

@@ -84,7 +84,7 @@ class SqlBookingStore:
     async def save(self, changes: Sequence[tuple[Booking, Booking]]) -> None:
         """Compare-and-set on status and version. Raises: AssertionError where a row is not as in the old one."""
         rows = [
-            {"was_id": old.id, "was_status": old.status.value, "was_version": old.version} | _changing(new)
+            {"was_key": old.id, "was_status": old.status.value, "was_version": old.version} | _changing(new)
             for old, new in net(changes)
         ]
         await self._statements.later(_SAVE, rows)
@@ -203,7 +203,9 @@ _ADD = insert(
 _SAVE = update(
     bookings,
     *_CHANGING,
-    where={"was_id": bookings.c.id, "was_status": bookings.c.status, "was_version": bookings.c.version},
+    key=bookings.c.id,
+    was_status=bookings.c.status,
+    was_version=bookings.c.version,
 )
 _ADD_ITEMS = insert(booking_items, *booking_items.c.keys())
 _ADD_EVENTS = insert(booking_events, *booking_events.c.keys())

@@ -201,13 +201,8 @@ def postgres_engine(
     size: int,
     isolation: str = "READ COMMITTED",
     lock_s: float | None = None,
-    by_key: bool = False,
 ) -> AsyncEngine:
-    """A pool whose connections notice a restarted server before they are used.
-
-    `by_key`: each statement finds its rows by an index, whatever it is sent and however small the table was when it
-    was planned. So it is planned once; planning it each time takes longer than to execute it.
-    """
+    """A pool whose connections notice a restarted server before they are used."""
     server_settings = {
         "application_name": "frontrow",
         # Also where the server says less: "off" loses what was answered, "local" loses it with the machine when a
@@ -218,8 +213,6 @@ def postgres_engine(
         # A process that stands still in the middle of a transaction lets go of its locks.
         "idle_in_transaction_session_timeout": f"{limits.statement_s * 1_000:.0f}",
     }
-    if by_key:
-        server_settings |= {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
     engine = create_async_engine(
         url,
         pool_size=size,

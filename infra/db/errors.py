@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import asyncpg
+import orjson
 from sqlalchemy import exc
 
 from domain.base import BadUserInput, DatabaseAway, Overloaded, Unavailable
@@ -43,7 +44,7 @@ def port_errors() -> Iterator[None]:
         raise Overloaded from error
     except OSError as error:
         raise DatabaseAway from error
-    except UnicodeEncodeError as error:
+    except (UnicodeEncodeError, orjson.JSONEncodeError) as error:
         raise BadUserInput(_UNSTORABLE) from error
 
 

@@ -5,25 +5,13 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    Row,
-    Select,
-    Text,
-    bindparam,
-    delete,
-    func,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import ColumnElement, Row, Select, bindparam, delete, select, tuple_, update
 
 from domain.base import DomainError, InProgress
 from domain.ports import KeptOutcome, KeyScope, StoredOutcome
 from infra.codec import decode_refusal, encode_refusal
 from infra.db.errors import LockTimeout
-from infra.db.statements import Statements
+from infra.db.statements import Statements, one_of_sent
 from infra.db.tables import idempotency_keys
 from infra.db.writes import clock, insert
 
@@ -59,12 +47,13 @@ class SqlIdempotencyStore:
         keyed = [scope for scope in scopes if scope is not None]
         if not keyed:
             return [None] * len(scopes)
-        is_postgres = self._statements.is_postgres
-        pairs = [(scope.user_id, scope.key) for scope in keyed]
-        users, keys = zip(*pairs, strict=True)
-        sent = {"users": list(users), "keys": list(keys)} if is_postgres else {"pairs": pairs}
         rows = await self._statements.rows(
-            _find_each(is_postgres), {"of_mutation": keyed[0].mutation, **sent}
+            _find_each(self._statements.is_postgres),
+            {
+                "of_mutation": keyed[0].mutation,
+                "users": [scope.user_id for scope in keyed],
+                "keys": [scope.key for scope in keyed],
+            },
         )
         found = {(row.user_id, row.mutation, row.key): _stored(row) for row in rows}
         return [None if scope is None else found.get(scope.identity) for scope in scopes]
@@ -120,15 +109,10 @@ class SqlIdempotencyStore:
 
 @cache
 def _find_each(is_postgres: bool) -> Select[*tuple[Any, ...]]:
-    """The outcomes of pairs of user and key of one mutation, the same statement for any number of them."""
-    pair = tuple_(idempotency_keys.c.user_id, idempotency_keys.c.key)
-    if is_postgres:
-        sides = [func.unnest(bindparam(side, type_=ARRAY(Text))) for side in ("users", "keys")]
-        named = pair.in_(select(*sides))
-    else:
-        named = pair.in_(bindparam("pairs", expanding=True))
+    """What these users' keys of one mutation led to, a key that another of them chose included."""
     return select(idempotency_keys).where(
-        named,
+        one_of_sent(idempotency_keys.c.user_id, "users", is_postgres=is_postgres),
+        one_of_sent(idempotency_keys.c.key, "keys", is_postgres=is_postgres),
         idempotency_keys.c.mutation == bindparam("of_mutation"),
         idempotency_keys.c.claimed_at > clock(is_postgres=is_postgres, plus_s=-KEPT_S),
     )

@@ -105,9 +105,9 @@ class OutboxQueue:
             return
         async with self._pool.transaction() as statements:
             # In one order, in case a worker whose lease ran out deletes the same ones.
-            told = select(outbox.c.id).where(outbox.c.id.in_(ids)).order_by(outbox.c.id).with_for_update()
-            await statements.rows(told)
-            await statements.change(delete(outbox).where(outbox.c.id.in_(ids)))
+            told = statements.one_of(outbox.c.id, ids)
+            await statements.rows(select(outbox.c.id).where(told).order_by(outbox.c.id).with_for_update())
+            await statements.change(delete(outbox).where(told))
             await statements.commit()
 
     async def failed(self, row_id: int, *, error: str, retry_after_s: float) -> None:

@@ -65,7 +65,7 @@ class SqlPaymentStore:
     async def save(self, *changes: tuple[Payment, Payment]) -> None:
         """Compare-and-set on the status. Raises: AssertionError where a row is not as in the old one."""
         rows = [
-            {"was_id": old.id, "was_status": old.status.value} | _changing(new) for old, new in net(changes)
+            {"was_key": old.id, "was_status": old.status.value} | _changing(new) for old, new in net(changes)
         ]
         await self._statements.later(_SAVE, rows)
 
@@ -77,7 +77,7 @@ class SqlPaymentStore:
     async def save_actions(self, actions: Mapping[PaymentId, tuple[str, str | None]]) -> None:
         """Keep what the buyers need to authenticate: the client secret and the page of each attempt."""
         rows = [
-            {"was_id": payment_id, "client_secret": client_secret, "redirect_url": redirect_url}
+            {"was_key": payment_id, "client_secret": client_secret, "redirect_url": redirect_url}
             for payment_id, (client_secret, redirect_url) in actions.items()
         ]
         await self._statements.later(_SAVE_ACTION, rows)
@@ -116,7 +116,7 @@ class SqlPaymentStore:
         return {BookingId(row.booking_id) for row in rows}
 
     async def put_intents(self, *records: IntentRecord) -> None:
-        """Insert or overwrite each. Look at it again soon, while it is not closed."""
+        """Insert or overwrite each, no two of one intent. Look at it again soon, while it is not closed."""
         await self._statements.later(_PUT, [_put_row(each) for each in records])
 
     async def find_intent(
@@ -232,8 +232,8 @@ _ADD = insert(
     *("id", "booking_id", "user_id", "amount_minor", "currency", "refund_number", "created_at"),
     *_CHANGING,
 )
-_SAVE = update(payments, *_CHANGING, where={"was_id": payments.c.id, "was_status": payments.c.status})
-_SAVE_ACTION = update(payments, "client_secret", "redirect_url", where={"was_id": payments.c.id})
+_SAVE = update(payments, *_CHANGING, key=payments.c.id, was_status=payments.c.status)
+_SAVE_ACTION = update(payments, "client_secret", "redirect_url", key=payments.c.id)
 _PUT = insert(
     payment_intents,
     *("payment_id", "booking_id", "intent_id", "create_number", "charge_id", "is_closed"),

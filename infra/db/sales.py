@@ -51,11 +51,11 @@ class SqlSaleStore:
         """Write it, and its lines that moved, where they still are as in `old`. Raises: AssertionError otherwise."""
         assert [line.ticket_type_id for line in old.stock] == [line.ticket_type_id for line in new.stock]
         await self._statements.later(
-            _SAVE, [{"was_id": old.concert_id, "was_version": old.version} | _sale_row(new)]
+            _SAVE, [{"was_key": old.concert_id, "was_version": old.version} | _sale_row(new)]
         )
         moved = [
             {
-                "was_id": was.ticket_type_id,
+                "was_key": was.ticket_type_id,
                 "was_capacity": was.capacity,
                 "was_held": was.held,
                 "was_sold": was.sold,
@@ -106,17 +106,16 @@ _STOCK_AND_CLOCK = _STOCK.add_columns(func.clock_timestamp(type_=UtcDateTime).la
 _SAVE = update(
     sales,
     *(column.name for column in sales.c if not column.primary_key),
-    where={"was_id": sales.c.concert_id, "was_version": sales.c.version},
+    key=sales.c.concert_id,
+    was_version=sales.c.version,
 )
 _SAVE_LINES = update(
     sale_stock,
     *("name", "price_minor", "currency", "capacity", "held", "sold"),
-    where={
-        "was_id": sale_stock.c.ticket_type_id,
-        "was_capacity": sale_stock.c.capacity,
-        "was_held": sale_stock.c.held,
-        "was_sold": sale_stock.c.sold,
-    },
+    key=sale_stock.c.ticket_type_id,
+    was_capacity=sale_stock.c.capacity,
+    was_held=sale_stock.c.held,
+    was_sold=sale_stock.c.sold,
 )
 
 # In these words on both databases, or the partial indexes are not used.

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 # Several rows for an INSERT.
 Parameters = Values | Sequence[Values] | None
+Ids = Collection[str] | Collection[bytes] | Collection[int]
 _Waiting = list[tuple[Write, list[Values]]]
 
 
@@ -97,8 +98,9 @@ class Statements:
 
     async def _at_once(self, waiting: _Waiting) -> tuple[Sequence[int], Sequence[Row[*tuple[Any, ...]]]]:
         parameters: dict[str, object] = {}
-        for write, rows in waiting:
-            parameters |= write.sent(rows)
+        with port_errors():
+            for write, rows in waiting:
+                parameters |= write.sent(rows)
         found = await self.rows(together(tuple(write for write, _ in waiting)), parameters)
         written = found[0][: len(waiting)]
         return written, [row for row in found if row[-1] is not None] if waiting[-1][0].returning else []
@@ -143,7 +145,9 @@ class Statements:
         """An INSERT that knows ON CONFLICT."""
         return postgresql.insert(table) if self.is_postgres else sqlite.insert(table)
 
-    def one_of(self, column: Column[Any], ids: Collection[str] | Collection[bytes]) -> ColumnElement[bool]:
+    def one_of(
+        self, column: Column[Any], ids: Collection[str] | Collection[bytes] | Collection[int]
+    ) -> ColumnElement[bool]:
         """`column` is one of `ids`, in one prepared statement for any number of them."""
         if self.is_postgres:
             return column == func.any(literal(list(ids), ARRAY(plain(column.type))))

@@ -166,7 +166,7 @@ def _pools(url: str, limits: DatabaseLimits) -> tuple[Pool, Pool, Pool, Pool, Po
         readers = pool(sqlite_engine(url, limits, writes=False), limits.readers)
         # SQLite can't lock one table, and has no time-outs for statements.
         return writers, writers, readers, readers, readers
-    writing = postgres_engine(url, limits, size=limits.writers, by_key=True)
+    writing = postgres_engine(url, limits, size=limits.writers)
     organising = postgres_engine(url, limits, size=limits.catalogue_writers)
     reading = postgres_engine(url, limits, size=limits.readers, isolation="REPEATABLE READ")
     catalogue = postgres_engine(url, limits, size=limits.catalogue_readers, lock_s=limits.catalogue_lock_s)

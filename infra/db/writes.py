@@ -143,19 +143,22 @@ def insert(
         return Write(
             table, names, conflict(on_postgres, sent), conflict(on_sqlite, parameters), tuple(returning)
         )
-    return Write(table, names, on_postgres, on_sqlite, tuple(returning), only_adds=True)
+    return Write(table, names, on_postgres, on_sqlite, tuple(returning), only_adds=not returning)
 
 
-def update(table: Table, *names: str, where: Mapping[str, Column[Any]]) -> Write:
-    """New values for these columns, in the rows whose columns are as `where` says by the names of values."""
+def update(table: Table, *names: str, key: Column[Any], **was: Column[Any]) -> Write:
+    """New values for these columns in the row whose `key` is `was_key`, where what it `was` is as it is sent."""
+    where = {"was_key": key, **was}
     kinds = {name: table.c[name].type for name in names} | {name: c.type for name, c in where.items()}
     sent, parameters = _sent(table, kinds), _parameters(kinds)
     on_postgres = updating(table).values({name: sent[name] for name in names})
     on_sqlite = updating(table).values({name: parameters[name] for name in names})
+    # A join alone may be planned as one with the whole table, while that is small, and so it stays when it is not.
+    keys = select(_sent(table, {"was_key": key.type})["was_key"]).scalar_subquery()
     return Write(
         table,
         tuple(kinds),
-        on_postgres.where(*(c == sent[name] for name, c in where.items())),
+        on_postgres.where(key == func.any(func.array(keys)), *(c == sent[name] for name, c in where.items())),
         on_sqlite.where(*(c == parameters[name] for name, c in where.items())),
     )
 

@@ -98,8 +98,11 @@ class RedisBackend(ServerBackend):
     def __init__(self, url: str, *, heartbeat_s: float) -> None:
         super().__init__()
         self._server = Server(pool_of(url), self.inbox, heartbeat_s=heartbeat_s)
-        # A round trip costs more than an announcement: what comes while one is under way goes with the next.
-        self._publishing = SharedCall(self._publish, ids_max=PUBLISHED_AT_ONCE_MAX)
+        # A round trip costs more than an announcement: what comes while one is under way goes with the next. One that
+        # hangs must not take the time of those behind it.
+        self._publishing = SharedCall(
+            self._publish, next_after_s=PUBLISH_LIMIT_S / 4, ids_max=PUBLISHED_AT_ONCE_MAX
+        )
         self._publish_each = self._server.publisher.register_script(_PUBLISH_EACH)
 
     @property

@@ -81,9 +81,16 @@ class RedisReadModel:
     async def project(self, events: Sequence[BookingChanged | SaleChanged]) -> None:
         """Set what the events say. Idempotent; the newest version wins in any order.
 
-        Who projects while a script is under way shares the next one with all who do.
+        Who projects while a script is under way shares the next one with all who do; what is wrong with one of their
+        events is found out by each alone.
         """
-        await self._projecting([_Told(event) for event in events])
+        told = [_Told(event) for event in events]
+        try:
+            await self._projecting(told)
+        except ConnectionError:
+            raise
+        except Exception:  # somebody's event, if not ours
+            await self._project(told)
 
     async def _project(self, told: Collection["_Told"]) -> Mapping["_Told", None]:
         events = [each.event for each in told]

@@ -2,13 +2,12 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
 
-from domain.booking import (
-    BookingStatus,
-)
+from domain.booking import BookingChanged, BookingStatus
 from infra.read_model import (
     GenerationLost,
     RedisReadModel,
@@ -57,6 +56,24 @@ async def test_projections_of_a_moment_share_round_trips(redis_model: RedisReadM
     await asyncio.gather(*(redis_model.project([event]) for event in events))
     used = await redis.info("commandstats")
     assert used["cmdstat_evalsha"]["calls"] <= 4
+    assert await differences_of(redis_model, writes) == []
+
+
+async def test_an_event_that_can_not_be_projected_fails_alone(redis_model: RedisReadModel) -> None:
+    """Those that would have shared its script are there."""
+    writes = opened()
+    await rebuild(redis_model, writes)
+    before = len(writes.events)
+    for user_id in BUYERS:
+        writes.book(user_id, CONCERTS[0])
+    events = writes.events[before:]
+    told = events[0]
+    assert isinstance(told, BookingChanged)
+    broken = replace(told, booking=replace(told.booking, version=9, decline_code="\ud800"))
+    done = await asyncio.gather(
+        *(redis_model.project([event]) for event in [*events, broken, *events]), return_exceptions=True
+    )
+    assert [type(each) for each in done if each is not None] == [TypeError]
     assert await differences_of(redis_model, writes) == []
 
 
