@@ -8,8 +8,9 @@ import pytest
 
 from domain.base import UserId
 from domain.booking import Booking, BookingStatus, SaleChanged
+from infra.db.tables import buyers
 from infra.db.unit import Database
-from infra.db.writes import net
+from infra.db.writes import insert, net
 from tests.db_world import NOW, a_booking, a_payment, a_sale, is_postgres, open_sale, put_booking, recorded
 
 pytestmark = pytest.mark.anyio
@@ -115,6 +116,15 @@ def test_changes_that_do_not_meet_are_a_mistake() -> None:
     assert net([first, second]) == [(first[0], second[1])]
     with pytest.raises(AssertionError, match="begins where the last one ended"):
         net([first, (first[0], second[1])])
+
+
+async def test_a_value_that_is_no_column_is_a_mistake(database: Database) -> None:
+    """Rather than one that is never written."""
+    keys = insert(buyers, "user_id", "my_page_version")
+    async with database.writers.transaction() as statements:
+        for row in ({"user_id": "ada"}, {"user_id": "ada", "my_page_version": 1, "name": "Ada"}):
+            with pytest.raises(AssertionError, match="has a value"):
+                await statements.later(keys, [row])
 
 
 async def test_a_sale_is_locked_at_a_time(database: Database) -> None:

@@ -24,10 +24,15 @@ class SqlSaleStore:
     async def add(self, sale: Sale) -> None:
         """Open a sale."""
         lines = [
-            {"concert_id": sale.concert_id, "position": position, **_line_row(line)}
+            {
+                "ticket_type_id": line.ticket_type_id,
+                "concert_id": sale.concert_id,
+                "position": position,
+                **_line_row(line),
+            }
             for position, line in enumerate(sale.stock)
         ]
-        await self._statements.change(sales.insert(), _sale_row(sale))
+        await self._statements.change(sales.insert(), {"concert_id": sale.concert_id, **_sale_row(sale)})
         await self._statements.change(sale_stock.insert(), lines)
 
     async def lock(self, concert_id: ConcertId) -> Sale | None:
@@ -194,8 +199,8 @@ def _sale_from(row: Row[*tuple[Any, ...]], lines: Sequence[Row[*tuple[Any, ...]]
 
 
 def _sale_row(sale: Sale) -> dict[str, object]:
+    """All but its key."""
     return {
-        "concert_id": sale.concert_id,
         "title": sale.title,
         "venue": sale.venue,
         "starts_at": sale.starts_at,
@@ -209,8 +214,8 @@ def _sale_row(sale: Sale) -> dict[str, object]:
 
 
 def _line_row(line: StockLine) -> dict[str, object]:
+    """All but its key and its place."""
     return {
-        "ticket_type_id": line.ticket_type_id,
         "name": line.name,
         "price_minor": line.price.amount_minor,
         "currency": line.price.currency,

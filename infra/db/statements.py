@@ -70,6 +70,7 @@ class Statements:
 
         Raises: AssertionError then, where one of the rows was not as it was read.
         """
+        assert all(row.keys() == write.names for row in rows), f"each of {sorted(write.names)} has a value"
         for waiting, its_rows in self._later:
             if waiting is write and write.only_adds:
                 its_rows += rows

@@ -69,7 +69,7 @@ class Write:
     """An INSERT or UPDATE of any number of rows; `returning` is what it answers with."""
 
     table: Table
-    names: tuple[str, ...]
+    names: frozenset[str]
     on_postgres: UpdateBase
     on_sqlite: UpdateBase
     returning: tuple[Column[Any], ...] = ()
@@ -141,9 +141,13 @@ def insert(
     )
     if conflict is not None:
         return Write(
-            table, names, conflict(on_postgres, sent), conflict(on_sqlite, parameters), tuple(returning)
+            table,
+            frozenset(names),
+            conflict(on_postgres, sent),
+            conflict(on_sqlite, parameters),
+            tuple(returning),
         )
-    return Write(table, names, on_postgres, on_sqlite, tuple(returning), only_adds=not returning)
+    return Write(table, frozenset(names), on_postgres, on_sqlite, tuple(returning), only_adds=not returning)
 
 
 def update(table: Table, *names: str, key: Column[Any], **was: Column[Any]) -> Write:
@@ -157,7 +161,7 @@ def update(table: Table, *names: str, key: Column[Any], **was: Column[Any]) -> W
     keys = select(_sent(table, {"was_key": key.type})["was_key"]).scalar_subquery()
     return Write(
         table,
-        tuple(kinds),
+        frozenset(kinds),
         on_postgres.where(key == func.any(func.array(keys)), *(c == sent[name] for name, c in where.items())),
         on_sqlite.where(*(c == parameters[name] for name, c in where.items())),
     )
