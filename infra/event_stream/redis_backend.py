@@ -28,7 +28,8 @@ PUBLISH_LIMIT_S = 1.0
 CONNECT_LIMIT_S = 1.0
 CANCEL_AGAIN_S = 0.1
 PUBLISH_CONNECTIONS_MAX = 16
-PUBLISHED_AT_ONCE_MAX = 100
+PUBLISH_MAX = 100
+PUBLISH_NEXT_S = 0.25
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
 # Redis channels are not bound to a database number, so a shared server needs a name in front.
@@ -98,11 +99,8 @@ class RedisBackend(ServerBackend):
     def __init__(self, url: str, *, heartbeat_s: float) -> None:
         super().__init__()
         self._server = Server(pool_of(url), self.inbox, heartbeat_s=heartbeat_s)
-        # A round trip costs more than an announcement: what comes while one is under way goes with the next. One that
-        # hangs must not take the time of those behind it.
-        self._publishing = SharedCall(
-            self._publish, next_after_s=PUBLISH_LIMIT_S / 4, ids_max=PUBLISHED_AT_ONCE_MAX
-        )
+        # What comes while one is under way goes with the next, before one that hangs has taken its time.
+        self._publishing = SharedCall(self._publish, next_after_s=PUBLISH_NEXT_S, ids_max=PUBLISH_MAX)
         self._publish_each = self._server.publisher.register_script(_PUBLISH_EACH)
 
     @property
