@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from strawberry.http.ides import get_graphql_ide_html
 
 from domain.base import BadUserInput, Overloaded
+from domain.user import Viewer
 from infra.graphql_app.caller import Caller, client_of, request_id_of, token_of
 from infra.graphql_app.documents import Operation
 from infra.graphql_app.errors import retry_after_ms_of
@@ -38,6 +39,19 @@ class _Refused(Exception):
     status: int
     reason: str
     headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked for over HTTP."""
+
+    request: Request
+    request_id: str
+    for_what: OperationRequest
+
+    def by(self, viewer: Viewer | None, refusal: Overloaded | None = None) -> Caller:
+        """Who asks; with a refusal nobody looked."""
+        return Caller(viewer, self.request_id, client_of(self.request), refusal)
 
 
 class HttpEndpoint:
@@ -76,22 +90,21 @@ class HttpEndpoint:
 
     async def _result(self, request: Request, request_id: str) -> Result:
         """The answer to what could be read. Raises: _Refused."""
-        asked = await self._read(request)
+        asked = _Asked(request, request_id, await self._read(request))
         try:
             with ExitStack() as places:
-                known = self._operations.known(asked)
-                no_room = self._no_room(request, known, asked, places)
+                known = self._operations.known(asked.for_what)
+                no_room = self._no_room(asked, known, places)
                 if no_room is None:
                     await self._turnstile.passed()
                     with self._operations.admitted():
-                        operation = self._operations.find(asked, request_id=request_id)
+                        operation = self._operations.find(asked.for_what, request_id=request_id)
                         if known is None:
-                            no_room = self._no_room(request, operation, asked, places)
+                            no_room = self._no_room(asked, operation, places)
                         if no_room is None:
-                            return await self._run(request, operation, asked, request_id)
+                            return await self._run(asked, operation)
             # Out here no place is held any more while it waits for its turn.
-            caller = Caller(None, request_id, client_of(request), no_room)
-            return await self._refusal(asked, caller)
+            return await self._refusal(asked, no_room)
         except Overloaded as error:
             await self._turnstile.refused()
             return self._operations.refused([error], request_id=request_id)
@@ -103,37 +116,29 @@ class HttpEndpoint:
             return self._operations.refused([error], request_id=request_id)
 
     def _no_room(
-        self,
-        request: Request,
-        operation: Operation | Result | None,
-        asked: OperationRequest,
-        places: ExitStack,
+        self, asked: _Asked, operation: Operation | Result | None, places: ExitStack
     ) -> Overloaded | None:
         """The refusal where the operation would find no place; else it has one. Nobody asked who the caller is."""
-        if not isinstance(operation, Operation) or request.method != "POST":
+        if not isinstance(operation, Operation) or asked.request.method != "POST":
             return None
-        return self._operations.take_place(operation, asked, places)
+        return self._operations.take_place(operation, asked.for_what, places)
 
-    async def _refusal(self, asked: OperationRequest, caller: Caller) -> Result:
+    async def _refusal(self, asked: _Asked, no_room: Overloaded) -> Result:
         """The answer to who is told no, when it is its turn. With more than may wait for that it is a plain one."""
         has_waited = await self._turnstile.refused()
-        operation = self._operations.known(asked)
+        operation = self._operations.known(asked.for_what)
         if operation is None or not has_waited:
-            assert caller.refusal is not None, "there was no room"
-            return self._operations.refused([caller.refusal], request_id=caller.request_id)
-        return await self._operations.refuse(operation, asked, caller)
+            return self._operations.refused([no_room], request_id=asked.request_id)
+        return await self._operations.refuse(operation, asked.for_what, asked.by(None, no_room))
 
-    async def _run(
-        self, request: Request, operation: Operation | Result, asked: OperationRequest, request_id: str
-    ) -> Result:
+    async def _run(self, asked: _Asked, operation: Operation | Result) -> Result:
         """The answer to a request whose turn it is. Raises: _Refused, Unauthenticated, TimeoutError."""
         async with asyncio.timeout(self._limits.request_timeout_s):
-            viewer = await self._operations.viewer_of(token_of(request))
+            viewer = await self._operations.viewer_of(token_of(asked.request))
         if isinstance(operation, Result):
             return operation
-        _check_kind(operation.kind, request.method)
-        caller = Caller(viewer, request_id, client_of(request))
-        return await self._operations.run(operation, asked, caller)
+        _check_kind(operation.kind, asked.request.method)
+        return await self._operations.run(operation, asked.for_what, asked.by(viewer))
 
     async def _read(self, request: Request) -> OperationRequest:
         try:
