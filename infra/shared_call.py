@@ -21,7 +21,7 @@ class SharedCall(Generic[K, V]):
     older snapshot would leave a hole. So who asks while one is under way shares the next with all who do, up to
     `ids_max` ids in the order they came; behind those comes another.
     Concurrency: any tasks of one event loop. A failure is everybody's; a cancelled caller takes nothing from
-    the others, and the last one takes the read along.
+    the others, and the last one takes the call along.
     """
 
     def __init__(

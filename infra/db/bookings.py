@@ -6,14 +6,13 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, func, select
-from sqlalchemy import update as sql_update
+from sqlalchemy import Row, Select, bindparam, func, select, update
 
 from domain.base import BookingId, ConcertId, Money, PaymentStatus, UserId
 from domain.booking import LIVE, PAYABLE, Booking, BookingItem, BookingStatus
+from infra.db import writes
 from infra.db.statements import Statements, one_of_sent
 from infra.db.tables import among, booking_events, booking_items, bookings, buyers, sales
-from infra.db.writes import insert, net, update
 
 
 class SqlBookingStore:
@@ -85,7 +84,7 @@ class SqlBookingStore:
         """Compare-and-set on status and version. Raises: AssertionError where a row is not as in the old one."""
         rows = [
             {"was_key": old.id, "was_status": old.status.value, "was_version": old.version} | _changing(new)
-            for old, new in net(changes)
+            for old, new in writes.net(changes)
         ]
         await self._statements.later(_SAVE, rows)
         for old, new in changes:
@@ -190,7 +189,7 @@ _CHANGING = (
     "version",
     "updated_at",
 )
-_ADD = insert(
+_ADD = writes.insert(
     bookings,
     *("id", "user_id", "concert_id", "ticket_quantity", "total_minor", "currency", "created_at"),
     *_CHANGING,
@@ -200,16 +199,16 @@ _ADD = insert(
         .scalar_subquery()
     },
 )
-_SAVE = update(
+_SAVE = writes.update(
     bookings,
     *_CHANGING,
     key=bookings.c.id,
     was_status=bookings.c.status,
     was_version=bookings.c.version,
 )
-_ADD_ITEMS = insert(booking_items, *booking_items.c.keys())
-_ADD_EVENTS = insert(booking_events, *booking_events.c.keys())
-_RAISE_VERSIONS = insert(
+_ADD_ITEMS = writes.insert(booking_items, *booking_items.c.keys())
+_ADD_EVENTS = writes.insert(booking_events, *booking_events.c.keys())
+_RAISE_VERSIONS = writes.insert(
     buyers,
     *("user_id", "my_page_version"),
     conflict=lambda insert, _: insert.on_conflict_do_update(
@@ -223,7 +222,7 @@ _LIVE_OF_USER = (
     bookings.c.user_id == bindparam("of_user"),
     among(bookings.c.status, LIVE),
 )
-_NOTE_LIMIT = sql_update(bookings).where(*_LIVE_OF_USER).values(max_tickets_per_user=_LIMIT)
+_NOTE_LIMIT = update(bookings).where(*_LIVE_OF_USER).values(max_tickets_per_user=_LIMIT)
 
 
 async def with_items(statements: Statements, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Booking]:

@@ -10,10 +10,10 @@ from sqlalchemy import ColumnElement, Row, Select, bindparam, delete, select, tu
 from domain.base import DomainError, InProgress
 from domain.ports import KeptOutcome, KeyScope, StoredOutcome
 from infra.codec import decode_refusal, encode_refusal
+from infra.db import writes
 from infra.db.errors import LockTimeout
 from infra.db.statements import Statements, one_of_sent
 from infra.db.tables import idempotency_keys
-from infra.db.writes import clock, insert
 
 # How long an outcome is kept (contract, "retry").
 KEPT_S = 72 * 3_600
@@ -114,12 +114,12 @@ def _find_each(is_postgres: bool) -> Select[*tuple[Any, ...]]:
         one_of_sent(idempotency_keys.c.user_id, "users", is_postgres=is_postgres),
         one_of_sent(idempotency_keys.c.key, "keys", is_postgres=is_postgres),
         idempotency_keys.c.mutation == bindparam("of_mutation"),
-        idempotency_keys.c.claimed_at > clock(is_postgres=is_postgres, plus_s=-KEPT_S),
+        idempotency_keys.c.claimed_at > writes.clock(is_postgres=is_postgres, plus_s=-KEPT_S),
     )
 
 
 # Those that are there stay as they are, unless their time is over.
-_CLAIM = insert(
+_CLAIM = writes.insert(
     idempotency_keys,
     *("user_id", "mutation", "key", "arguments_hash", "reference", "refusal"),
     computed=lambda given: {"claimed_at": given.clock()},

@@ -12,10 +12,10 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from domain.events import Event
 from infra.codec import decode_event, encode_event
+from infra.db import writes
 from infra.db.engine import Pool
 from infra.db.statements import Statements
 from infra.db.tables import outbox
-from infra.db.writes import clock, insert
 
 ERROR_MAX_LENGTH = 1_000
 # A row that can't be read is set aside for so long: it may be a newer release's.
@@ -40,7 +40,7 @@ class SqlOutbox:
         self.added += events
 
 
-_ADD = insert(
+_ADD = writes.insert(
     outbox,
     *("kind", "payload", "attempts"),
     computed=lambda given: {"created_at": given.clock(), "due_at": given.clock()},
@@ -132,7 +132,7 @@ def _claim(
     names = [kind.__name__ for kind in kinds]
     due = (
         select(outbox.c.id)
-        .where(outbox.c.due_at <= clock(is_postgres=is_postgres), outbox.c.kind.in_(names))
+        .where(outbox.c.due_at <= writes.clock(is_postgres=is_postgres), outbox.c.kind.in_(names))
         .order_by(*(column.desc() for column in by) if first is First.NEWEST else by)
         .limit(bindparam("how_many", type_=Integer))
         .with_for_update(skip_locked=True)
@@ -142,7 +142,7 @@ def _claim(
         update(outbox)
         .where(outbox.c.id.in_(select(due.c.id)))
         .values(
-            due_at=clock(is_postgres=is_postgres, plus_s=lease_s),
+            due_at=writes.clock(is_postgres=is_postgres, plus_s=lease_s),
             worker=bindparam("by"),
             attempts=outbox.c.attempts + 1,
         )

@@ -4,15 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, case, delete, null, select, text
-from sqlalchemy import update as sql_update
+from sqlalchemy import ColumnElement, Row, case, delete, null, select, text, update
 
 from domain.base import BookingId, Money, PaymentId, PaymentStatus, UserId
 from domain.payment import Payment
 from domain.ports import IntentRecord, OpenIntent
+from infra.db import writes
 from infra.db.statements import Statements
 from infra.db.tables import among, payment_intents, payments, webhook_events
-from infra.db.writes import insert, net, update
 
 # An intent was touched: whoever touched it gets so long before the reconciler looks at it.
 SETTLE_DELAY_S = 1.0
@@ -65,7 +64,8 @@ class SqlPaymentStore:
     async def save(self, *changes: tuple[Payment, Payment]) -> None:
         """Compare-and-set on the status. Raises: AssertionError where a row is not as in the old one."""
         rows = [
-            {"was_key": old.id, "was_status": old.status.value} | _changing(new) for old, new in net(changes)
+            {"was_key": old.id, "was_status": old.status.value} | _changing(new)
+            for old, new in writes.net(changes)
         ]
         await self._statements.later(_SAVE, rows)
 
@@ -141,7 +141,7 @@ class SqlPaymentStore:
             .cte("due")
         )
         rows = await self._statements.rows(
-            sql_update(payment_intents)
+            update(payment_intents)
             .where(payment_intents.c.payment_id.in_(select(due.c.payment_id)))
             .values(look_at=self._statements.clock(plus_s=lease_s))
             .returning(payment_intents)
@@ -162,7 +162,7 @@ class SqlPaymentStore:
         What was written of the intent since it was claimed wants a look sooner, and wins.
         """
         await self._statements.change(
-            sql_update(payment_intents)
+            update(payment_intents)
             .where(
                 payment_intents.c.payment_id == claimed.payment_id,
                 payment_intents.c.asked == claimed.asked,
@@ -181,7 +181,7 @@ class SqlPaymentStore:
 
     async def raise_refund_number(self, payment_id: PaymentId) -> None:
         """The processor stored an error under the last refund key: use a new one."""
-        raised = sql_update(payments).values(refund_number=payments.c.refund_number + 1)
+        raised = update(payments).values(refund_number=payments.c.refund_number + 1)
         changed = await self._statements.change(raised.where(payments.c.id == payment_id))
         assert changed == 1, "the attempt exists"
 
@@ -227,14 +227,14 @@ class SqlPaymentStore:
 
 
 _CHANGING = ("status", "payment_method_id", "intent_id", "decline_code", "captured_at", "refunded_at")
-_ADD = insert(
+_ADD = writes.insert(
     payments,
     *("id", "booking_id", "user_id", "amount_minor", "currency", "refund_number", "created_at"),
     *_CHANGING,
 )
-_SAVE = update(payments, *_CHANGING, key=payments.c.id, was_status=payments.c.status)
-_SAVE_ACTION = update(payments, "client_secret", "redirect_url", key=payments.c.id)
-_PUT = insert(
+_SAVE = writes.update(payments, *_CHANGING, key=payments.c.id, was_status=payments.c.status)
+_SAVE_ACTION = writes.update(payments, "client_secret", "redirect_url", key=payments.c.id)
+_PUT = writes.insert(
     payment_intents,
     *("payment_id", "booking_id", "intent_id", "create_number", "charge_id", "is_closed"),
     *("creating_until", "creating_key", "asked"),
@@ -250,7 +250,7 @@ _PUT = insert(
         set_={c.name: insert.excluded[c.name] for c in payment_intents.c if c.name != "booking_id"},
     ),
 )
-_ADD_WEBHOOKS = insert(
+_ADD_WEBHOOKS = writes.insert(
     webhook_events,
     "event_id",
     computed=lambda given: {"received_at": given.clock()},

@@ -9,10 +9,10 @@ from sqlalchemy import ColumnElement, Row, Select, bindparam, func, select, text
 
 from domain.base import ConcertId, Money, TicketTypeId
 from domain.booking import LIVE, Sale, StockLine
+from infra.db import writes
 from infra.db.promises import COUNTERS, Finding, findings
 from infra.db.statements import Statements
 from infra.db.tables import REFUND_OPEN, UtcDateTime, among, bookings, sale_stock, sales
-from infra.db.writes import update
 
 
 class SqlSaleStore:
@@ -108,13 +108,13 @@ _OF_CONCERT = bindparam("of_concert", type_=sales.c.concert_id.type)
 _LOCK = select(sales).where(sales.c.concert_id == _OF_CONCERT).with_for_update()
 _STOCK = select(sale_stock).where(sale_stock.c.concert_id == _OF_CONCERT).order_by(sale_stock.c.position)
 _STOCK_AND_CLOCK = _STOCK.add_columns(func.clock_timestamp(type_=UtcDateTime).label("locked_at"))
-_SAVE = update(
+_SAVE = writes.update(
     sales,
     *(column.name for column in sales.c if not column.primary_key),
     key=sales.c.concert_id,
     was_version=sales.c.version,
 )
-_SAVE_LINES = update(
+_SAVE_LINES = writes.update(
     sale_stock,
     *("name", "price_minor", "currency", "capacity", "held", "sold"),
     key=sale_stock.c.ticket_type_id,
