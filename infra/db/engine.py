@@ -82,28 +82,30 @@ class Pool:
 
     def transaction(self) -> AbstractAsyncContextManager[Statements]:
         """Rolled back at the end unless committed. Raises: Overloaded, DatabaseAway."""
-        return self._statements(self.engine)
+        return self._statements(self.engine, begins=True)
 
     def single(self) -> AbstractAsyncContextManager[Statements]:
         """For one statement that reads, a snapshot by itself. Raises: Overloaded, DatabaseAway."""
-        return self._statements(self._without_transaction)
+        return self._statements(self._without_transaction, begins=False)
 
     @asynccontextmanager
-    async def _statements(self, engine: AsyncEngine) -> AsyncIterator[Statements]:
+    async def _statements(self, engine: AsyncEngine, *, begins: bool) -> AsyncIterator[Statements]:
         clock_s = asyncio.get_running_loop().time
         came_at_s = clock_s()
-        try:
-            async with asyncio.timeout(self._queue_s):
-                await self._queue.enter()
-        except TimeoutError as error:
-            raise Overloaded from error
+        if not self._queue.enter_at_once():
+            try:
+                async with asyncio.timeout(self._queue_s):
+                    await self._queue.enter()
+            except TimeoutError as error:
+                raise Overloaded from error
         try:
             if came_at_s <= self._unavailable_at_s:
                 # What somebody found locked while this one waited is not waited for once more.
                 raise LockTimeout
             async with _lent(engine) as connection:
                 statements = Statements(connection)
-                await statements.begin()
+                if begins:
+                    await statements.begin()
                 yield statements
         except (Unavailable, LockTimeout):
             if self._gives_up:
@@ -126,7 +128,8 @@ async def _lent(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         try:
             await asyncio.shield(giving)
         finally:
-            await asyncio.wait([giving])
+            if not giving.done():
+                await asyncio.wait([giving])
 
 
 async def _connected(engine: AsyncEngine) -> AsyncConnection:

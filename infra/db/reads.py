@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, func, select
@@ -30,7 +31,7 @@ from infra.db.errors import catalogue_errors
 from infra.db.paging import page_of, page_rows
 from infra.db.payments import payment_from
 from infra.db.sales import SALES_WITH_STOCK, sales_from
-from infra.db.statements import Statements
+from infra.db.statements import Statements, one_of_sent
 from infra.db.tables import (
     bookings,
     buyers,
@@ -42,6 +43,7 @@ from infra.db.tables import (
     users,
 )
 from infra.db.users import user_from, viewer_from
+from infra.db.writes import clock
 from infra.shared_call import SharedCall
 
 
@@ -66,21 +68,7 @@ class SqlReads:
 
     async def _read_viewers(self, token_hashes: Collection[bytes]) -> Mapping[bytes, Viewer]:
         async with self._readers.single() as statements:
-            rows = await statements.rows(
-                select(
-                    users,
-                    sessions.c.token_hash,
-                    sessions.c.id.label("session_id"),
-                    sessions.c.created_at.label("session_created_at"),
-                    sessions.c.expires_at,
-                    statements.clock().label("now"),
-                )
-                .join(sessions, sessions.c.user_id == users.c.id)
-                .where(
-                    statements.one_of(sessions.c.token_hash, token_hashes),
-                    sessions.c.expires_at > statements.clock(),
-                )
-            )
+            rows = await statements.rows(_viewers(statements.is_postgres), {"hashes": list(token_hashes)})
         return {bytes(row.token_hash): viewer_from(row) for row in rows}
 
     async def live_sessions(self, session_ids: Collection[SessionId]) -> set[SessionId]:
@@ -260,6 +248,26 @@ async def my_bookings_from(statements: Statements, rows: Sequence[Row[*tuple[Any
         )
         for row in rows
     ]
+
+
+@cache
+def _viewers(is_postgres: bool) -> Select[*tuple[Any, ...]]:
+    now = clock(is_postgres=is_postgres)
+    return (
+        select(
+            users,
+            sessions.c.token_hash,
+            sessions.c.id.label("session_id"),
+            sessions.c.created_at.label("session_created_at"),
+            sessions.c.expires_at,
+            now.label("now"),
+        )
+        .join(sessions, sessions.c.user_id == users.c.id)
+        .where(
+            one_of_sent(sessions.c.token_hash, "hashes", is_postgres=is_postgres),
+            sessions.c.expires_at > now,
+        )
+    )
 
 
 def _filtered(

@@ -77,9 +77,13 @@ class Queue:
         if self._length_max is not None and len(self._waiting) >= self._length_max:
             raise overloaded(self._waited_s)
 
+    def enter_at_once(self) -> bool:
+        """A place is the caller's, until `leave`, if one is free; nobody waits then."""
+        return self._turns.take()
+
     async def enter(self) -> None:
         """A place is the caller's, until `leave`. Raises: Overloaded at once where nobody may wait any more."""
-        if self._turns.take():
+        if self.enter_at_once():
             return
         self.check_room()
         came_at_s = self._turns.clock_s()
