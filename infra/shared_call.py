@@ -48,12 +48,11 @@ class SharedCall(Generic[K, V]):
         turn.askers += 1
         try:
             # Unlike the task itself this may be cancelled.
-            await asyncio.wait([turn.task])
+            found = await asyncio.shield(turn.task)
         finally:
             turn.askers -= 1
             if turn.askers == 0 and not turn.task.done():
                 await self._give_up(turn)
-        found = turn.task.result()
         return {each: found[each] for each in ids if each in found}
 
     async def _take(self, turn: "_Turn[K, V]", *, after: asyncio.Task[Mapping[K, V]] | None) -> Mapping[K, V]:
