@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 import structlog
 from prometheus_client import (
@@ -102,6 +103,10 @@ class Metrics:
         self._count_requests(new)
         self._count_connections(new)
         self._count_promises(new)
+        # Finding one by its labels takes longer than counting.
+        self._http_request = cache(self.http_requests.labels)
+        self._operation = cache(self.graphql_operations.labels)
+        self._transaction = cache(self.transactions.labels)
 
     def _count_requests(self, new: "_New") -> None:
         self.http_requests = new.histogram(
@@ -172,11 +177,15 @@ class Metrics:
     def saw_http_request(self, method: str, status: int, *, duration_s: float) -> None:
         """Counts one HTTP request. Any method may be sent, so an unusual one is counted as OTHER."""
         known = method if method in HTTP_METHODS else "OTHER"
-        self.http_requests.labels(method=known, status=str(status)).observe(duration_s)
+        self._http_request(known, str(status)).observe(duration_s)
+
+    def saw_operation(self, kind: str, code: str) -> None:
+        """Counts one GraphQL operation that has ended; of the kind "none" where nothing was run."""
+        self._operation(kind, code).inc()
 
     def saw_transaction(self, name: str, duration_s: float) -> None:
         """Counts one transaction that was open for so long."""
-        self.transactions.labels(name=name).observe(duration_s)
+        self._transaction(name).observe(duration_s)
 
     def exposition(self) -> bytes:
         """What `/metrics` answers, in Prometheus' text format (`prometheus_client.CONTENT_TYPE_LATEST`)."""

@@ -131,7 +131,7 @@ class Operations:
     def refused(self, errors: Sequence[Exception], *, request_id: str) -> Result:
         """The answer to what is not run, counted."""
         result = refusal(errors, request_id=request_id)
-        self._metrics.graphql_operations.labels(type="none", code=result.code).inc()
+        self._metrics.saw_operation("none", result.code)
         return result
 
     @contextmanager
@@ -237,7 +237,7 @@ class Operations:
 
     def count(self, kind: OperationType, code: str) -> None:
         """One more operation of a client's has ended like this."""
-        self._metrics.graphql_operations.labels(type=kind.value, code=code).inc()
+        self._metrics.saw_operation(kind.value, code)
 
     def _context_for(self, caller: Caller) -> OperationContext:
         return self._make_context(
