@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import structlog
 from starlette.applications import Starlette
@@ -61,6 +62,16 @@ def build_app(
             app.state.is_stopping = False
             yield
 
+    counted = [
+        Middleware(_CountRequests),
+        Middleware(
+            CORSMiddleware,
+            allow_origins=_web_origins(settings),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        ),
+    ]
     return _Api(
         routes=[
             Route(GRAPHQL_PATH, _GraphQLRoute()),
@@ -69,16 +80,7 @@ def build_app(
             Route("/metrics", _metrics),
             Route("/webhooks/stripe", _webhook, methods=["POST"]),
         ],
-        middleware=[
-            Middleware(_CountRequests),
-            Middleware(
-                CORSMiddleware,
-                allow_origins=_web_origins(settings),
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=["X-Request-Id", "Retry-After"],
-            ),
-        ],
+        middleware=counted,
         lifespan=lifespan,
     )
 
@@ -147,14 +149,26 @@ def _socket_origins(settings: Settings) -> tuple[str, ...]:
 
 
 class _Api(Starlette):
-    """Leads a socket past middleware and routes: they do nothing for it and would hold 3 KB while it lives."""
+    """Leads GraphQL past routes and Starlette's own middleware, and a socket past all of it.
+
+    They do nothing for it, take a thirtieth of the CPU of a booking, and would hold 3 KB while a socket lives.
+    """
+
+    def __init__(self, *, middleware: Sequence[Middleware], **options: Any) -> None:
+        super().__init__(middleware=middleware, **options)
+        self._graphql: ASGIApp = _GraphQLRoute()
+        for make, args, kwargs in reversed(middleware):
+            self._graphql = make(self._graphql, *args, **kwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, one websocket, or the life of the process."""
-        if scope["type"] == "websocket" and scope["path"] == GRAPHQL_PATH:
+        if scope.get("path") != GRAPHQL_PATH:
+            await super().__call__(scope, receive, send)
+        elif scope["type"] == "websocket":
             await self.state.graphql(scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            scope["app"] = self
+            await self._graphql(scope, receive, send)
 
 
 class _GraphQLRoute:
