@@ -1,10 +1,10 @@
 """Who asks, as headers tell it, the same for a request and for a websocket's handshake."""
 
 import re
-import uuid
+import secrets
 from dataclasses import dataclass
 
-from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from domain.base import Overloaded
 from domain.user import Unauthenticated, Viewer
@@ -23,25 +23,43 @@ class Caller:
     refusal: Overloaded | None = None
 
 
-def request_id_of(connection: HTTPConnection) -> str:
+class Headers:
+    """Those of a request or a handshake. Each is looked for by name, so they are read once."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._values: dict[bytes, list[str]] = {}
+        for name, value in scope["headers"]:
+            self._values.setdefault(name, []).append(value.decode("latin-1"))
+
+    def first(self, name: bytes) -> str:
+        """The value, the first of several; empty without one."""
+        return self._values[name][0] if name in self._values else ""
+
+    def all(self, name: bytes) -> list[str]:
+        """Every value."""
+        return self._values.get(name, [])
+
+
+def request_id_of(headers: Headers) -> str:
     """The client's own id where it is safe to log and to send back, else a fresh one."""
-    own = connection.headers.get("x-request-id", "")
+    own = headers.first(b"x-request-id")
     return own if _REQUEST_ID.fullmatch(own) else new_request_id()
 
 
 def new_request_id() -> str:
     """A fresh id."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
-def client_of(connection: HTTPConnection) -> str:
+def client_of(scope: Scope) -> str:
     """The client's address; behind a proxy the one that the server was told to trust."""
-    return connection.client.host if connection.client else "unknown"
+    client = scope.get("client")
+    return client[0] if client else "unknown"
 
 
-def token_of(connection: HTTPConnection) -> str | None:
+def token_of(headers: Headers) -> str | None:
     """The access token in the Authorization header. Raises: Unauthenticated where malformed or given twice."""
-    headers = connection.headers.getlist("authorization")
-    if len(headers) > 1:
+    given = headers.all(b"authorization")
+    if len(given) > 1:
         raise Unauthenticated("Send one Authorization header.")
-    return bearer_token(headers[0] if headers else None)
+    return bearer_token(given[0] if given else None)

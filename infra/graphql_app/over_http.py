@@ -19,7 +19,7 @@ from strawberry.http.ides import get_graphql_ide_html
 
 from domain.base import BadUserInput, Overloaded
 from domain.user import Viewer
-from infra.graphql_app.caller import Caller, client_of, request_id_of, token_of
+from infra.graphql_app.caller import Caller, Headers, client_of, request_id_of, token_of
 from infra.graphql_app.documents import Operation
 from infra.graphql_app.errors import retry_after_ms_of
 from infra.graphql_app.limits import Limits
@@ -46,12 +46,13 @@ class _Asked:
     """What is asked for over HTTP."""
 
     request: Request
+    headers: Headers
     request_id: str
     for_what: OperationRequest
 
     def by(self, viewer: Viewer | None, refusal: Overloaded | None = None) -> Caller:
         """Who asks; with a refusal nobody looked."""
-        return Caller(viewer, self.request_id, client_of(self.request), refusal)
+        return Caller(viewer, self.request_id, client_of(self.request.scope), refusal)
 
 
 class HttpEndpoint:
@@ -65,32 +66,39 @@ class HttpEndpoint:
 
     async def respond(self, request: Request) -> Response:
         """The response. Its X-Request-Id stands on every log line and in every error, too."""
-        request_id = request_id_of(request)
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            headers = {
-                "x-request-id": request_id,
-                "cache-control": "no-store",
-                "vary": "accept, authorization",
-            }
-            if _is_browser(request):
-                return HTMLResponse(self._graphiql, headers=headers)
-            media_type = negotiate(request.headers.getlist("accept"))
-            try:
-                if media_type is None:
-                    raise _Refused(406, f"There is {RESPONSE_JSON} and {JSON}: accept one of them.")
-                result = await self._result(request, request_id)
-                status = _status(result, media_type)
-                headers |= _headers(result, status)
-            except _Refused as refused:
-                result = self._operations.refused([BadUserInput(refused.reason)], request_id=request_id)
-                status = refused.status
-                headers |= refused.headers
-            headers["content-type"] = f"{media_type or JSON}; charset=utf-8"
-            return Response(orjson.dumps(result.payload()), status, headers=headers)
+        given = Headers(request.scope)
+        request_id = request_id_of(given)
+        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            return await self._response(request, given, request_id)
+        finally:
+            structlog.contextvars.reset_contextvars(**bound)
 
-    async def _result(self, request: Request, request_id: str) -> Result:
+    async def _response(self, request: Request, given: Headers, request_id: str) -> Response:
+        headers = {
+            "x-request-id": request_id,
+            "cache-control": "no-store",
+            "vary": "accept, authorization",
+        }
+        if _is_browser(request, given):
+            return HTMLResponse(self._graphiql, headers=headers)
+        media_type = negotiate(given.all(b"accept"))
+        try:
+            if media_type is None:
+                raise _Refused(406, f"There is {RESPONSE_JSON} and {JSON}: accept one of them.")
+            asked = _Asked(request, given, request_id, await self._read(request, given))
+            result = await self._result(asked)
+            status = _status(result, media_type)
+            headers |= _headers(result, status)
+        except _Refused as refused:
+            result = self._operations.refused([BadUserInput(refused.reason)], request_id=request_id)
+            status = refused.status
+            headers |= refused.headers
+        headers["content-type"] = f"{media_type or JSON}; charset=utf-8"
+        return Response(orjson.dumps(result.payload()), status, headers=headers)
+
+    async def _result(self, asked: _Asked) -> Result:
         """The answer to what could be read. Raises: _Refused."""
-        asked = _Asked(request, request_id, await self._read(request))
         try:
             with ExitStack() as places:
                 known = self._operations.known(asked.for_what)
@@ -98,7 +106,7 @@ class HttpEndpoint:
                 if no_room is None:
                     await self._turnstile.passed()
                     with self._operations.admitted():
-                        operation = self._operations.find(asked.for_what, request_id=request_id)
+                        operation = self._operations.find(asked.for_what, request_id=asked.request_id)
                         if known is None:
                             no_room = self._no_room(asked, operation, places)
                         if no_room is None:
@@ -107,13 +115,13 @@ class HttpEndpoint:
             return await self._refusal(asked, no_room)
         except Overloaded as error:
             await self._turnstile.refused()
-            return self._operations.refused([error], request_id=request_id)
+            return self._operations.refused([error], request_id=asked.request_id)
         except TimeoutError:
-            return self._operations.refused([Overloaded()], request_id=request_id)
+            return self._operations.refused([Overloaded()], request_id=asked.request_id)
         except _Refused:
             raise
         except Exception as error:  # the edge: the token could not be looked up
-            return self._operations.refused([error], request_id=request_id)
+            return self._operations.refused([error], request_id=asked.request_id)
 
     def _no_room(
         self, asked: _Asked, operation: Operation | Result | None, places: ExitStack
@@ -134,24 +142,24 @@ class HttpEndpoint:
     async def _run(self, asked: _Asked, operation: Operation | Result) -> Result:
         """The answer to a request whose turn it is. Raises: _Refused, Unauthenticated, TimeoutError."""
         async with asyncio.timeout(self._limits.request_timeout_s):
-            viewer = await self._operations.viewer_of(token_of(asked.request))
+            viewer = await self._operations.viewer_of(token_of(asked.headers))
         if isinstance(operation, Result):
             return operation
         _check_kind(operation.kind, asked.request.method)
         return await self._operations.run(operation, asked.for_what, asked.by(viewer))
 
-    async def _read(self, request: Request) -> OperationRequest:
+    async def _read(self, request: Request, given: Headers) -> OperationRequest:
         try:
             if request.method == "GET":
                 return read_request(_query_fields(request))
             if request.method != "POST":
                 raise _Refused(405, "Use GET or POST.", {"allow": "GET, POST"})
-            _check_content_type(request)
-            return read_request(decode_json(await self._body(request)))
+            _check_content_type(given)
+            return read_request(decode_json(await self._body(request, given)))
         except BadUserInput as error:
             raise _Refused(400, error.reason) from error
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, given: Headers) -> bytes:
         """The body, read no further than the limit."""
         limit = self._limits.max_body_bytes
         # What is left of the body must not be taken for the next request.
@@ -159,7 +167,7 @@ class HttpEndpoint:
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
-                if _declared_length(request) > limit:
+                if _declared_length(given) > limit:
                     raise _Refused(413, f"The body is larger than {limit} bytes.", close)
                 async for chunk in request.stream():
                     body += chunk
@@ -172,10 +180,10 @@ class HttpEndpoint:
         return bytes(body)
 
 
-def _is_browser(request: Request) -> bool:
+def _is_browser(request: Request, given: Headers) -> bool:
     if request.method != "GET" or "query" in request.query_params or "extensions" in request.query_params:
         return False
-    return accepts_html(request.headers.getlist("accept"))
+    return accepts_html(given.all(b"accept"))
 
 
 def _query_fields(request: Request) -> dict[str, object]:
@@ -187,17 +195,17 @@ def _query_fields(request: Request) -> dict[str, object]:
     return fields
 
 
-def _check_content_type(request: Request) -> None:
+def _check_content_type(given: Headers) -> None:
     # JSON only: a web page of another origin can send a form or text without asking first, but not this.
-    media_type, parameters = parse_media_type(request.headers.get("content-type", ""))
+    media_type, parameters = parse_media_type(given.first(b"content-type"))
     if media_type != JSON or parameters.get("charset", "utf-8") not in ("utf-8", "utf8"):
         raise _Refused(415, f"Send the body as {JSON} in UTF-8.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if given.first(b"content-encoding").lower() not in ("", "identity"):
         raise _Refused(415, "Send the body without content-encoding.")
 
 
-def _declared_length(request: Request) -> int:
-    length = request.headers.get("content-length", "")
+def _declared_length(given: Headers) -> int:
+    length = given.first(b"content-length")
     return int(length) if length.isascii() and length.isdigit() else 0
 
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import structlog
 from graphql import OperationType
-from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from domain.base import BadUserInput, Overloaded
 from domain.user import Unauthenticated, Viewer
 from infra.auth import bearer_token
 from infra.graphql_app import messages
-from infra.graphql_app.caller import Caller, client_of, new_request_id, token_of
+from infra.graphql_app.caller import Caller, Headers, client_of, new_request_id, token_of
 from infra.graphql_app.documents import Operation
 from infra.graphql_app.errors import RateLimited
 from infra.graphql_app.feeds import Feed, Feeds
@@ -198,7 +197,7 @@ class Socket:
         # Named as the header is, whose name has no case either.
         given = next((payload[name] for name in payload if name.lower() == "authorization"), None)
         if given is None:
-            return token_of(HTTPConnection(self._scope))
+            return token_of(Headers(self._scope))
         if not isinstance(given, str):
             raise Unauthenticated()
         return bearer_token(given)
@@ -285,7 +284,7 @@ class Socket:
         if isinstance(operation, Result):
             yield operation
             return
-        caller = Caller(self._viewer, request_id, client_of(HTTPConnection(self._scope)))
+        caller = Caller(self._viewer, request_id, client_of(self._scope))
         match operation.kind:
             case OperationType.MUTATION:
                 # It would be cancelled with the socket, half done.
