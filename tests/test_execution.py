@@ -1,5 +1,6 @@
 """Running an operation: what is kept from one execution for the next, and that nothing is left behind."""
 
+import asyncio
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import orjson
 import pytest
 import strawberry
 from graphql import ExecutionResult, execute, parse
@@ -223,6 +225,12 @@ class Thing:
         """It needs to be told which field it is."""
         return f"{info.field_name} of {type(self).__name__}"
 
+    @strawberry.field
+    async def awaited(self) -> str:
+        """It is known later than the fields that follow it."""
+        await asyncio.sleep(0)
+        return "at last"
+
 
 class Shadowed(Thing):
     """An attribute of a resolver's name."""
@@ -269,7 +277,15 @@ class ThingQuery:
 
 @pytest.mark.parametrize("which", THINGS)
 @pytest.mark.parametrize(
-    "fields", ["__typename name mood when count told", "when", "name", "calls: name mood", "names told"]
+    "fields",
+    [
+        "__typename name mood when count told",
+        "when",
+        "name",
+        "calls: name mood",
+        "names told",
+        "awaited when told count awaitedToo: awaited mood",
+    ],
 )
 async def test_what_is_read_off_an_object_is_as_the_library_reads_it(which: str, fields: str) -> None:
     """And so is every error: its text, its place and what becomes of the fields around it."""
@@ -279,7 +295,7 @@ async def test_what_is_read_off_an_object_is_as_the_library_reads_it(which: str,
     begun = execute(schema._schema, parse(query), executor_class=Executor, leaves=leaves_of(schema._schema))
     found = await begun if isawaitable(begun) else begun
     assert isinstance(found, ExecutionResult)
-    assert found.data == expected.data
+    assert orjson.dumps(found.data) == orjson.dumps(expected.data)
     told = [
         [(each.message, each.path, each.locations) for each in one.errors or []] for one in (found, expected)
     ]

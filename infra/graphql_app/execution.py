@@ -5,7 +5,7 @@ looked through those of all who waited to find them. What an operation selects w
 reading an attribute cost 10 us, most of it for what a resolver is told and no attribute asks for.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -107,27 +107,56 @@ class Executor(StrawberryGraphQLCoreExecutionContext):
             grouped_field_set = self._selections.root
         return super().execute_collected_root_fields(root_type, root_value, grouped_field_set, *rest)
 
-    def execute_field(
+    def execute_fields(
         self,
         parent_type: GraphQLObjectType,
-        source: Any,
-        field_details_list: FieldDetailsList,
-        path: Path,
+        source_value: Any,
+        path: Path | None,
+        grouped_field_set: GroupedFieldSet,
         position_context: Any,
     ) -> Any:
-        """As in graphql-core, which is asked wherever there is anything but a value to show."""
-        leaf = self._leaves[parent_type].get(field_details_list[0].node.name.value)
-        if leaf is not None:
-            try:
-                value = leaf.read(source)
-                if value is None and leaf.is_nullable:
-                    return None
-                shown = leaf.coerce(value) if isinstance(value, _PLAIN) else None
-            except Exception:  # it is found again there, and told with its place
-                shown = None
-            if shown is not None and shown is not Undefined:
-                return shown
-        return super().execute_field(parent_type, source, field_details_list, path, position_context)
+        """As in graphql-core, which is asked for all that is more than a value to show."""
+        leaves = self._leaves[parent_type]
+        shown: dict[str, Any] = {}
+        others: GroupedFieldSet = {}
+        for name, details in grouped_field_set.items():
+            leaf = leaves.get(details[0].node.name.value)
+            value = Undefined if leaf is None else _shown(leaf, source_value)
+            if value is Undefined:
+                others[name] = details
+            else:
+                shown[name] = value
+        if not others:
+            return shown
+        rest = super().execute_fields(parent_type, source_value, path, others, position_context)
+        if not shown:
+            return rest
+        if isinstance(rest, dict):
+            return _in_order(grouped_field_set, shown | rest)
+        return _once_known(grouped_field_set, shown, rest)
+
+
+def _shown(leaf: Leaf, source: Any) -> Any:
+    """The value that is answered; Undefined where that fails: it is found again, and told with its place."""
+    try:
+        value = leaf.read(source)
+        if value is None and leaf.is_nullable:
+            return None
+        shown = leaf.coerce(value) if isinstance(value, _PLAIN) else None
+    except Exception:
+        return Undefined
+    return Undefined if shown is None else shown
+
+
+async def _once_known(
+    names: Iterable[str], shown: dict[str, Any], rest: Awaitable[dict[str, Any]]
+) -> dict[str, Any]:
+    return _in_order(names, shown | await rest)
+
+
+def _in_order(names: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """In the order in which they were asked for."""
+    return {name: values[name] for name in names if name in values}
 
 
 def _gather(values: Sequence[Awaitable[Any]]) -> Awaitable[list[Any]]:
