@@ -76,6 +76,7 @@ async def test_what_a_foreign_page_can_send_unasked_runs_nothing() -> None:
         {"content-type": "application/graphql"},
         {"content-type": "application/json; charset=utf-16"},
         {"content-type": JSON, "content-encoding": "gzip"},
+        {"content-type": JSON, "content-encoding": ""},
     ]
     async with toy(stage) as (client, _):
         for headers in refused:

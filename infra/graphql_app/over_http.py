@@ -200,7 +200,7 @@ def _check_content_type(given: Headers) -> None:
     media_type, parameters = parse_media_type(given.first(b"content-type"))
     if media_type != JSON or parameters.get("charset", "utf-8") not in ("utf-8", "utf8"):
         raise _Refused(415, f"Send the body as {JSON} in UTF-8.")
-    if given.first(b"content-encoding").lower() not in ("", "identity"):
+    if any(coding.lower() != "identity" for coding in given.all(b"content-encoding")):
         raise _Refused(415, "Send the body without content-encoding.")
 
 
