@@ -36,7 +36,7 @@ class SharedCall(Generic[K, V]):
         self._ids_max = ids_max
         # The one that may still be joined, and the task of the newest.
         self._coming: _Turn[K, V] | None = None
-        self._newest: asyncio.Task[Mapping[K, V]] | None = None
+        self._newest: asyncio.Task[Mapping[K, V] | Exception] | None = None
 
     async def __call__(self, ids: Collection[K]) -> dict[K, V]:
         """What `call` says of these ids."""
@@ -49,19 +49,26 @@ class SharedCall(Generic[K, V]):
         try:
             # Unlike the task itself this may be cancelled.
             found = await asyncio.shield(turn.task)
+            if isinstance(found, Exception):
+                raise found
         finally:
             turn.askers -= 1
             if turn.askers == 0 and not turn.task.done():
                 await self._give_up(turn)
         return {each: found[each] for each in ids if each in found}
 
-    async def _take(self, turn: "_Turn[K, V]", *, after: asyncio.Task[Mapping[K, V]] | None) -> Mapping[K, V]:
+    async def _take(
+        self, turn: "_Turn[K, V]", *, after: asyncio.Task[Mapping[K, V] | Exception] | None
+    ) -> Mapping[K, V] | Exception:
+        """What the call says, or how it failed: raised by each asker, so that one who has left makes no noise."""
         if after is not None:
             await asyncio.wait([after], timeout=self._next_after_s)
         # Who asks from here on asks too late for this one.
         self._close(turn)
         try:
             return await self._call(turn.ids)
+        except Exception as error:
+            return error
         finally:
             if self._newest is turn.task:
                 self._newest = None
@@ -74,8 +81,6 @@ class SharedCall(Generic[K, V]):
         self._close(turn)
         turn.task.cancel()
         await asyncio.wait([turn.task])
-        if not turn.task.cancelled():
-            turn.task.exception()  # looked at: nobody is left to hear of it
 
 
 @dataclass(slots=True, eq=False)
@@ -83,5 +88,5 @@ class _Turn(Generic[K, V]):
     """One call that is to come or under way, what of, and how many wait for it."""
 
     ids: dict[K, None] = field(default_factory=dict)
-    task: "asyncio.Task[Mapping[K, V]]" = field(init=False)
+    task: "asyncio.Task[Mapping[K, V] | Exception]" = field(init=False)
     askers: int = 0
