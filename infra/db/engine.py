@@ -64,7 +64,8 @@ class Pool:
         self._unavailable_at_s = -math.inf
         # Without a transaction around it one statement costs one round trip instead of three. SQLite's driver
         # can't be told so, and has no round trips.
-        options = {} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        options = {} if self._is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         self._without_transaction = engine.execution_options(**options)
 
     def beside(self, *, queue_max: int | None) -> "Pool":
@@ -86,7 +87,7 @@ class Pool:
 
     def single(self) -> AbstractAsyncContextManager[Statements]:
         """For one statement that reads, a snapshot by itself. Raises: Overloaded, DatabaseAway."""
-        return self._statements(self._without_transaction, begins=False)
+        return self._statements(self._without_transaction, begins=self._is_sqlite)
 
     @asynccontextmanager
     async def _statements(self, engine: AsyncEngine, *, begins: bool) -> AsyncIterator[Statements]:
