@@ -5,7 +5,7 @@ looked through those of all who waited to find them. What an operation selects w
 reading an attribute cost 10 us, most of it for what a resolver is told and no attribute asks for.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -121,19 +121,16 @@ class Executor(StrawberryGraphQLCoreExecutionContext):
         others: GroupedFieldSet = {}
         for name, details in grouped_field_set.items():
             leaf = leaves.get(details[0].node.name.value)
-            value = Undefined if leaf is None else _shown(leaf, source_value)
+            # Undefined too, to keep the place of what is found later.
+            shown[name] = value = Undefined if leaf is None else _shown(leaf, source_value)
             if value is Undefined:
                 others[name] = details
-            else:
-                shown[name] = value
         if not others:
             return shown
         rest = super().execute_fields(parent_type, source_value, path, others, position_context)
-        if not shown:
+        if len(others) == len(shown):
             return rest
-        if isinstance(rest, dict):
-            return _in_order(grouped_field_set, shown | rest)
-        return _once_known(grouped_field_set, shown, rest)
+        return shown | rest if isinstance(rest, dict) else _with(shown, rest)
 
 
 def _shown(leaf: Leaf, source: Any) -> Any:
@@ -148,15 +145,8 @@ def _shown(leaf: Leaf, source: Any) -> Any:
     return Undefined if shown is None else shown
 
 
-async def _once_known(
-    names: Iterable[str], shown: dict[str, Any], rest: Awaitable[dict[str, Any]]
-) -> dict[str, Any]:
-    return _in_order(names, shown | await rest)
-
-
-def _in_order(names: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """In the order in which they were asked for."""
-    return {name: values[name] for name in names if name in values}
+async def _with(shown: dict[str, Any], rest: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    return shown | await rest
 
 
 def _gather(values: Sequence[Awaitable[Any]]) -> Awaitable[list[Any]]:
