@@ -74,6 +74,7 @@ def build_app(
     ]
     return _Api(
         routes=[
+            # For a path with a root before it, and to lead here from one with a slash after it.
             Route(GRAPHQL_PATH, _GraphQLRoute()),
             Route("/healthz", _healthz),
             Route("/readyz", _readyz),
@@ -151,7 +152,8 @@ def _socket_origins(settings: Settings) -> tuple[str, ...]:
 class _Api(Starlette):
     """Leads GraphQL past routes and Starlette's own middleware, and a socket past all of it.
 
-    They do nothing for it, take a thirtieth of the CPU of a booking, and would hold 3 KB while a socket lives.
+    They do nothing for it, take a thirtieth of the CPU of a booking, and would hold 3 KB while a socket lives. So what
+    is added to the application later, by `add_middleware` or as a handler of exceptions, is not GraphQL's.
     """
 
     def __init__(self, *, middleware: Sequence[Middleware], **options: Any) -> None:
