@@ -24,6 +24,7 @@ from domain.concert import Concert, ConcertFilter, ConcertOrder, ConcertStatus, 
 from domain.my_page import MyBooking, MyPageView
 from domain.payment import Payment
 from domain.user import User, Viewer
+from infra.db import writes
 from infra.db.bookings import booking_from, items_of, with_items
 from infra.db.concerts import concert_from, ticket_type_from
 from infra.db.engine import Pool
@@ -43,7 +44,6 @@ from infra.db.tables import (
     users,
 )
 from infra.db.users import user_from, viewer_from
-from infra.db.writes import clock
 from infra.shared_call import SharedCall
 
 
@@ -252,7 +252,7 @@ async def my_bookings_from(statements: Statements, rows: Sequence[Row[*tuple[Any
 
 @cache
 def _viewers(is_postgres: bool) -> Select[*tuple[Any, ...]]:
-    now = clock(is_postgres=is_postgres)
+    now = writes.clock(is_postgres=is_postgres)
     return (
         select(
             users,

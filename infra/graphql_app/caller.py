@@ -24,7 +24,7 @@ class Caller:
 
 
 class Headers:
-    """Those of a request or a handshake. Each is looked for by name, so they are read once."""
+    """Those of a request or a handshake, read once: Starlette's own looks through all of them for each name."""
 
     def __init__(self, scope: Scope) -> None:
         self._values: dict[bytes, list[str]] = {}

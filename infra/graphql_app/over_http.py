@@ -68,6 +68,7 @@ class HttpEndpoint:
         """The response. Its X-Request-Id stands on every log line and in every error, too."""
         given = Headers(request.scope)
         request_id = request_id_of(given)
+        # Not `bound_contextvars`, which first looks at all that is bound: this is done for every request.
         bound = structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             return await self._response(request, given, request_id)
